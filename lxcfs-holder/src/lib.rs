@@ -1,0 +1,1 @@
+//! Keeps the FUSE connection open and the worker alive.

@@ -1,0 +1,1 @@
+//! Admission webhook, policies and manifests for Kubernetes.

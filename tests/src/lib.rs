@@ -1,0 +1,1 @@
+//! Guards and helpers shared by the tests on the real kernel.

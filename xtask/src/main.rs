@@ -1,0 +1,3 @@
+//! Project automation: run, test, bench, vm, build-ebpf.
+
+fn main() {}

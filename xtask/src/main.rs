@@ -1,3 +1,61 @@
-//! Project automation: run, test, bench, vm, build-ebpf.
+//! Project automation, run as `cargo xtask COMMAND`.
+//!
+//! Each subcommand lives in a file of its own that holds its arguments and its `run` function;
+//! this file only lists them. To add one: write the file, add a variant and a match arm here.
 
-fn main() {}
+mod check;
+mod command;
+mod setup;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, checks, tests and shows lxcfs. Every command installs what it needs and says so first.
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Check(check::Args),
+    Setup(setup::Args),
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Check(args) => args.run(),
+        Command::Setup(args) => args.run(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

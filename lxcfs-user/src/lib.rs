@@ -1,0 +1,11 @@
+//! Everything the `lxcfs` binary does, in layers; each imports only from those above it.
+//!
+//! `units`, `cpuset`, `snapshot` (data) — `host`, `cgroup` (parse; read) — `history`,
+//! `view` (pure) — `container`, `collect` (gather) — `vfs`, `fuse` (serve) — `daemon`,
+//! `cli` (wire). ARCHITECTURE.md draws the map.
+
+pub mod cpuset;
+pub mod engine;
+pub mod policy;
+pub mod snapshot;
+pub mod units;

@@ -1,0 +1,78 @@
+//! What the operator chose to show; the defaults are the project's recommendation.
+
+/// Which rule decides the number of CPUs a container sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CpuPolicy {
+    /// The effective cpuset, narrowed to the quota rounded up.
+    #[default]
+    Quota,
+    /// The effective cpuset alone.
+    Cpuset,
+    /// The host's CPUs.
+    Host,
+}
+
+/// How visible CPUs are numbered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CpuNumbering {
+    /// 0 to N-1.
+    #[default]
+    Sequential,
+    /// The host's numbers; only without a quota, which has no CPU of its own.
+    Physical,
+}
+
+/// Which cgroup is "the container" of a caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum BoundaryPolicy {
+    /// Cgroup namespace, then runtime naming, then PID namespace, then host.
+    #[default]
+    Auto,
+    /// Only the cgroup namespace decides.
+    Cgroupns,
+    /// Only the runtime's naming decides.
+    Runtime,
+    /// Only the PID namespace decides.
+    Pidns,
+    /// The caller's own cgroup, whatever it is.
+    Caller,
+}
+
+/// All choices that change what a view shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ViewPolicy {
+    /// Number of CPUs.
+    pub cpus: CpuPolicy,
+    /// Their numbers.
+    pub cpu_numbering: CpuNumbering,
+    /// Whether `memory.high` counts as a limit.
+    pub memory_high: bool,
+    /// Whether swap is shown at all (`-u` turns it off).
+    pub swap: bool,
+    /// Whether the Zswap lines are shown (`--disable-zswap` turns it off).
+    pub zswap: bool,
+    /// Whether `/proc/loadavg` is the container's (`--no-loadavg` shows the host's).
+    pub loadavg: bool,
+    /// Whether `/proc/uptime` is the container's (`--no-uptime` shows the host's).
+    pub uptime: bool,
+    /// Whether PSI triggers can be written.
+    pub psi_triggers: bool,
+    /// Which cgroup is the container.
+    pub boundary: BoundaryPolicy,
+}
+
+impl Default for ViewPolicy {
+    fn default() -> Self {
+        Self {
+            cpus: CpuPolicy::default(),
+            cpu_numbering: CpuNumbering::default(),
+            memory_high: false,
+            swap: true,
+            zswap: true,
+            loadavg: true,
+            uptime: true,
+            psi_triggers: true,
+            boundary: BoundaryPolicy::default(),
+        }
+    }
+}

@@ -6,3 +6,4 @@
 #![no_std]
 
 pub mod catalogue;
+pub mod pod;

@@ -4,6 +4,8 @@
 //! `view` (pure) — `container`, `collect` (gather) — `vfs`, `fuse` (serve) — `daemon`,
 //! `cli` (wire). ARCHITECTURE.md draws the map.
 
+pub mod cli;
+pub mod config;
 pub mod cpuset;
 pub mod engine;
 pub mod policy;

@@ -4,10 +4,10 @@
 //! `view` (pure) — `container`, `collect` (gather) — `vfs`, `fuse` (serve) — `daemon`,
 //! `cli` (wire). ARCHITECTURE.md draws the map.
 
-pub mod cli;
-pub mod config;
+pub mod attach;
 pub mod cpuset;
 pub mod engine;
+pub mod mountinfo;
 pub mod policy;
 pub mod snapshot;
 pub mod units;

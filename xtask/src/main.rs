@@ -6,6 +6,7 @@
 mod check;
 mod command;
 mod setup;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,7 @@ struct Cli {
 enum Command {
     Check(check::Args),
     Setup(setup::Args),
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +47,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Check(args) => args.run(),
         Command::Setup(args) => args.run(),
+        Command::Vm(args) => args.run(),
     }
 }
 

@@ -1,0 +1,162 @@
+//! Debian packages of any suite through private lists: the system's apt sources stay untouched.
+//!
+//! apt checks the archive's signature against the Debian keyring when it reads the lists, and
+//! each package against the lists when it downloads.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::cache::Cache;
+use crate::command::{output, run};
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+const MIRROR: &str = "http://deb.debian.org";
+
+/// One suite's private package lists.
+pub(crate) struct Suite {
+    name: &'static str,
+    state: PathBuf,
+}
+
+impl Suite {
+    /// Fetches the lists of `name` (and of its security archive) into the cache.
+    pub(crate) fn fetch(cache: &Cache, name: &'static str) -> Result<Self> {
+        let suite = Self {
+            name,
+            state: cache.path(&format!("apt/{name}")),
+        };
+        for directory in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(suite.state.join(directory))?;
+        }
+        fs::write(suite.state.join("status"), "")?;
+        fs::write(suite.state.join("sources.list"), sources(name))?;
+        println!("Fetching the package lists of Debian {name}");
+        run(suite.apt("apt-get").args(["update", "-qq"]))
+            .with_context(|| format!("cannot read the package lists of Debian {name}"))?;
+        Ok(suite)
+    }
+
+    /// The packages that `package` depends on: the first alternative of each, without versions.
+    pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
+        let record = output(
+            self.apt("apt-cache")
+                .args(["show", "--no-all-versions", package]),
+        )
+        .with_context(|| format!("Debian {} has no package {package}", self.name))?;
+        Ok(parse_depends(&record))
+    }
+
+    /// Downloads packages into `directory`, checked against the signed lists.
+    pub(crate) fn download(&self, packages: &[String], directory: &Path) -> Result<Vec<PathBuf>> {
+        println!(
+            "Downloading from Debian {}: {}",
+            self.name,
+            packages.join(" ")
+        );
+        fs::create_dir_all(directory)?;
+        let mut download = self.apt("apt-get");
+        run(download
+            .current_dir(directory)
+            .args(["download", "-qq"])
+            .args(packages))?;
+        let mut files = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "deb") {
+                files.push(path);
+            }
+        }
+        if files.len() != packages.len() {
+            bail!("asked for {} packages, got {files:?}", packages.len());
+        }
+        Ok(files)
+    }
+
+    /// Downloads packages and unpacks them, without running their scripts, below `root`.
+    pub(crate) fn unpack(&self, packages: &[String], root: &Path) -> Result<()> {
+        let debs = root.join(".debs");
+        for file in self.download(packages, &debs)? {
+            run(Command::new("dpkg").arg("-x").arg(file).arg(root))?;
+        }
+        fs::remove_dir_all(debs)?;
+        Ok(())
+    }
+
+    fn apt(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let mut option = |name: &str, value: &str| {
+            command.arg("-o").arg(format!("{name}={value}"));
+        };
+        let below = |name: &str| self.state.join(name).display().to_string();
+        option("Dir::Etc::SourceList", &below("sources.list"));
+        option("Dir::Etc::SourceParts", "/dev/null");
+        option("Dir::State::Lists", &below("lists"));
+        option("Dir::State::status", &below("status"));
+        option("Dir::Cache", &below("cache"));
+        option("APT::Architecture", "amd64");
+        // The cache usually sits below a home directory that the user _apt cannot enter.
+        option("APT::Sandbox::User", "root");
+        option("Acquire::Retries", "5");
+        option("Acquire::Languages", "none");
+        option(
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled",
+            "false",
+        );
+        command
+    }
+}
+
+/// The lines of a sources.list; testing and unstable have no security archive.
+fn sources(suite: &str) -> String {
+    let mut lines = format!("deb [signed-by={KEYRING}] {MIRROR}/debian {suite} main\n");
+    if suite != "sid" {
+        lines +=
+            &format!("deb [signed-by={KEYRING}] {MIRROR}/debian-security {suite}-security main\n");
+    }
+    lines
+}
+
+fn parse_depends(record: &str) -> Vec<String> {
+    record
+        .lines()
+        .find_map(|line| line.strip_prefix("Depends: "))
+        .unwrap_or_default()
+        .split(", ")
+        .filter_map(|dependency| dependency.split([' ', ':', '|']).next())
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{parse_depends, sources};
+
+    #[test]
+    fn depends_are_bare_names() {
+        let record = "Package: linux-image-7.2.13+deb14-cloud-amd64\nDepends: dracut | \
+                      initramfs-tools (>= 0.120), linux-base-7.2.13 (= 7.2.13-1), perl:any\n\
+                      Description: Depends: nothing\n";
+        assert_eq!(
+            parse_depends(record),
+            ["dracut", "linux-base-7.2.13", "perl"]
+        );
+        assert!(parse_depends("Package: essential\n").is_empty());
+    }
+
+    #[test]
+    fn every_source_is_signed() {
+        for suite in ["bullseye", "sid"] {
+            let sources = sources(suite);
+            assert!(
+                sources
+                    .lines()
+                    .all(|line| line.starts_with("deb [signed-by=/usr/share/"))
+            );
+            assert_eq!(sources.contains("security"), suite != "sid");
+        }
+    }
+}

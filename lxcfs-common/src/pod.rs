@@ -139,10 +139,12 @@ impl<'a> Selection<'a> {
 
     /// Whether the list selects a file of the catalogue.
     pub fn picks_file(self, entry: &Entry) -> bool {
-        attachable(entry)
-            && self.picks(entry.attach == Attach::Default, |word| {
-                names_entry(word, entry)
-            })
+        self.picks_entry(entry.attach == Attach::Default, entry)
+    }
+
+    /// The same, changing some other default: a container's list over its pod's.
+    pub fn picks_entry(self, by_default: bool, entry: &Entry) -> bool {
+        attachable(entry) && self.picks(by_default, |word| names_entry(word, entry))
     }
 
     /// Words that name no file, for a warning to the user.

@@ -5,6 +5,8 @@
 //! `cli` (wire). ARCHITECTURE.md draws the map.
 
 pub mod attach;
+pub mod cli;
+pub mod config;
 pub mod cpuset;
 pub mod engine;
 pub mod mountinfo;

@@ -1,5 +1,79 @@
 //! What the operator chose to show; the defaults are the project's recommendation.
 
+/// A choice with names: one table serves the command line, the configuration file, the
+/// errors and the manual.
+pub trait Named: Copy + Default + PartialEq + 'static {
+    /// Name, choice, and one line for `--help`.
+    const NAMES: &'static [(&'static str, Self, &'static str)];
+
+    /// The choice called `name`.
+    #[must_use]
+    fn from_name(name: &str) -> Option<Self> {
+        Self::NAMES
+            .iter()
+            .find(|(known, ..)| *known == name)
+            .map(|(_, choice, _)| *choice)
+    }
+
+    /// What this choice is called.
+    #[must_use]
+    fn name(self) -> &'static str {
+        Self::NAMES
+            .iter()
+            .find(|(_, choice, _)| *choice == self)
+            .map_or("", |(name, ..)| name)
+    }
+}
+
+impl Named for CpuPolicy {
+    const NAMES: &'static [(&'static str, Self, &'static str)] = &[
+        (
+            "quota",
+            Self::Quota,
+            "the effective cpuset, narrowed to the quota rounded up",
+        ),
+        ("cpuset", Self::Cpuset, "the effective cpuset alone"),
+        ("host", Self::Host, "all CPUs of the host"),
+    ];
+}
+
+impl Named for CpuNumbering {
+    const NAMES: &'static [(&'static str, Self, &'static str)] = &[
+        ("sequential", Self::Sequential, "0 to N-1"),
+        (
+            "physical",
+            Self::Physical,
+            "the host's numbers (not with --cpus quota)",
+        ),
+    ];
+}
+
+impl Named for BoundaryPolicy {
+    const NAMES: &'static [(&'static str, Self, &'static str)] = &[
+        (
+            "auto",
+            Self::Auto,
+            "cgroup namespace, then the runtime's naming, then PID namespace, then host",
+        ),
+        (
+            "cgroupns",
+            Self::Cgroupns,
+            "only the cgroup namespace decides",
+        ),
+        (
+            "runtime",
+            Self::Runtime,
+            "only the runtime's naming decides",
+        ),
+        ("pidns", Self::Pidns, "only the PID namespace decides"),
+        (
+            "caller",
+            Self::Caller,
+            "the caller's own cgroup, whatever it is",
+        ),
+    ];
+}
+
 /// Which rule decides the number of CPUs a container sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CpuPolicy {

@@ -1,0 +1,7 @@
+//! Tests of the Kubernetes parts, one binary so that they link once.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod common;
+mod generated;
+mod mutation;

@@ -1,0 +1,279 @@
+//! Arguments as typed: what clap knows of the command line, nothing decided yet.
+//!
+//! Two forms share one binary. `lxcfs [options] MOUNTPOINT` is C lxcfs's and serves;
+//! `lxcfs COMMAND …` does the rest. The first word decides, so a mountpoint called like a
+//! command is given as a path: `lxcfs ./show`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Listen, LogFormat, LogLevel, Settings};
+use crate::policy::{BoundaryPolicy, CpuNumbering, CpuPolicy, Named};
+
+const ABOUT: &str = "\
+Shows every container its own memory, CPUs, uptime and load in /proc and /sys.
+
+Mounts a file system on MOUNTPOINT. Bind its files over those of a container \
+(`-v /var/lib/lxcfs/proc/meminfo:/proc/meminfo`, LXC's hook, the Kubernetes agent or \
+`lxcfs attach`), and free, top, nproc and uptime answer for the container.";
+
+const EXAMPLES: &str = "\
+Examples:
+  lxcfs /var/lib/lxcfs                      serve until stopped
+  lxcfs show --pid 4321 meminfo --explain   what process 4321 sees, and why
+  lxcfs doctor                              what works here, what does not, what to do
+  lxcfs attach --pid 4321                   give a running container its own view
+
+Every option may stand before or after MOUNTPOINT, or in /etc/lxcfs/lxcfs.toml under its \
+long name (`disable-swap = true`); the command line wins. \
+A switch takes `=false` to undo the file's.
+Signals: TERM stops and unmounts; USR1 replaces the worker by the binary on disk, unseen by \
+readers; USR2 switches between container and host values.";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lxcfs",
+    bin_name = "lxcfs",
+    about = "Shows every container its own memory, CPUs, uptime and load in /proc and /sys",
+    long_about = ABOUT,
+    after_help = EXAMPLES,
+    version,
+    disable_version_flag = true,
+    disable_help_subcommand = true,
+    args_conflicts_with_subcommands = true,
+    args_override_self = true,
+    infer_long_args = true,
+    max_term_width = 100,
+    override_usage = "lxcfs [OPTIONS] MOUNTPOINT\n       lxcfs COMMAND …"
+)]
+pub struct Cli {
+    /// The serving form.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// Any other form.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Everything that is not serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the Kubernetes admission webhook (the program lxcfs-webhook)
+    #[command(disable_help_flag = true)]
+    Webhook(Passed),
+    /// Prints Kubernetes manifests (the program lxcfs-webhook)
+    #[command(disable_help_flag = true)]
+    Manifests(Passed),
+}
+
+/// Arguments handed to another program unread.
+#[derive(Debug, Args)]
+pub struct Passed {
+    /// Given to the program as they are
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<OsString>,
+}
+
+/// Options that change what views show; shared by serving and `lxcfs show`.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Views")]
+pub struct ViewArgs {
+    /// Show no swap: totals 0, /proc/swaps empty
+    #[arg(short = 'u', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub disable_swap: Option<bool>,
+    /// Show 0 in meminfo's Zswap lines
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub disable_zswap: Option<bool>,
+    /// Show the host's load average instead of the container's
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub no_loadavg: Option<bool>,
+    /// Show the host's uptime instead of the container's
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub no_uptime: Option<bool>,
+    /// Take the number of CPUs from the cpuset alone, whatever the quota (--cpus cpuset)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub no_cpu_view: Option<bool>,
+    /// Refuse pressure stall triggers (write and poll on /proc/pressure/*)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub no_psi_poll: Option<bool>,
+    /// What decides how many CPUs a container sees [default: quota]
+    #[arg(long, value_name = "RULE", value_parser = named::<CpuPolicy>())]
+    pub cpus: Option<CpuPolicy>,
+    /// How the visible CPUs are numbered [default: sequential]
+    #[arg(long, value_name = "RULE", value_parser = named::<CpuNumbering>())]
+    pub cpu_numbering: Option<CpuNumbering>,
+    /// Which cgroup of a process is its container [default: auto]
+    #[arg(long, value_name = "RULE", value_parser = named::<BoundaryPolicy>())]
+    pub boundary: Option<BoundaryPolicy>,
+    /// Let memory.high count as a limit
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub memory_high: Option<bool>,
+    /// Collect from cgroup files alone
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub no_ebpf: Option<bool>,
+}
+
+/// Which configuration file.
+#[derive(Debug, Default, Args)]
+pub struct FileArgs {
+    /// Read this configuration file [default: /etc/lxcfs/lxcfs.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Which daemon a command speaks to.
+#[derive(Debug, Default, Args)]
+pub struct RuntimeArgs {
+    /// Directory of the pidfile and of lxcfs/, the daemon's state [default: /run]
+    #[arg(long, value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+}
+
+/// `lxcfs [options] MOUNTPOINT`.
+#[derive(Debug, Default, Args)]
+pub struct ServeArgs {
+    /// Directory to mount on, usually /var/lib/lxcfs
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mountpoint: Option<PathBuf>,
+    /// Print the version
+    #[arg(short = 'v', short_alias = 'V', long, action = clap::ArgAction::Version)]
+    pub version: Option<bool>,
+    /// Which configuration file.
+    #[command(flatten)]
+    pub file: FileArgs,
+    /// Where run-time files go.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
+    /// Write and lock this pidfile [default: RUNTIME_DIR/lxcfs.pid]
+    #[arg(short = 'p', long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+    /// Mount even on a directory that holds files
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub nonempty: Option<bool>,
+    /// Leave dead mounts in containers alone at start
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub no_heal: Option<bool>,
+    /// Answer from one snapshot of a container for this long, 0 to 1000 [default: 5]
+    #[arg(long, value_name = "N")]
+    pub cache_ttl_ms: Option<u32>,
+    /// Serving threads [default: one per core, at most 4]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+    /// What views show.
+    #[command(flatten)]
+    pub views: ViewArgs,
+    /// How much to log [default: info]; `lxcfs log-level` changes it while running
+    #[arg(long, value_name = "LEVEL", value_parser = named::<LogLevel>(), help_heading = "Logs and health")]
+    pub log_level: Option<LogLevel>,
+    /// What a log line looks like [default: human]
+    #[arg(long, value_name = "FORMAT", value_parser = named::<LogFormat>(), help_heading = "Logs and health")]
+    pub log_format: Option<LogFormat>,
+    /// Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH
+    #[arg(long, value_name = "LISTEN", help_heading = "Logs and health")]
+    pub metrics: Option<Listen>,
+    /// What only old start scripts give.
+    #[command(flatten)]
+    pub legacy: LegacyArgs,
+}
+
+/// Options of C lxcfs that need no doing here.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Accepted for compatibility with C lxcfs")]
+pub struct LegacyArgs {
+    /// Log at level debug (--log-level debug)
+    #[arg(short = 'd', long)]
+    pub debug: bool,
+    /// Stay in the foreground: always so
+    #[arg(short = 'f', long)]
+    pub foreground: bool,
+    /// Serve the container's load average: on unless --no-loadavg
+    #[arg(short = 'l', long)]
+    pub enable_loadavg: bool,
+    /// Count the CPU quota: on unless --no-cpu-view
+    #[arg(long)]
+    pub enable_cfs: bool,
+    /// Use pidfds: always so
+    #[arg(long)]
+    pub enable_pidfd: bool,
+    /// Serve /cgroup: not any more, cgroup namespaces have replaced it
+    #[arg(long)]
+    pub enable_cgroup: bool,
+    /// Serve pressure stall triggers: on unless --no-psi-poll
+    #[arg(long)]
+    pub enable_psi_poll: bool,
+    /// Serve with one thread: ignored, as by C lxcfs (--threads 1)
+    #[arg(short = 's')]
+    pub single_thread: bool,
+    /// Mount options: those of libfuse are accepted, the mount's own are fixed
+    #[arg(short = 'o', value_name = "OPTIONS", action = clap::ArgAction::Append)]
+    pub mount_options: Vec<String>,
+}
+
+/// A parser, with help per value, for anything that has names.
+fn named<T: Named + Send + Sync>() -> impl TypedValueParser<Value = T> {
+    let values = T::NAMES
+        .iter()
+        .map(|(name, _, help)| PossibleValue::new(*name).help(*help));
+    PossibleValuesParser::new(values).map(|name| T::from_name(&name).unwrap_or_default())
+}
+
+impl ViewArgs {
+    /// The settings these give.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            disable_swap: self.disable_swap,
+            disable_zswap: self.disable_zswap,
+            no_loadavg: self.no_loadavg,
+            no_uptime: self.no_uptime,
+            no_cpu_view: self.no_cpu_view,
+            no_psi_poll: self.no_psi_poll,
+            cpus: self.cpus,
+            cpu_numbering: self.cpu_numbering,
+            boundary: self.boundary,
+            memory_high: self.memory_high,
+            no_ebpf: self.no_ebpf,
+            ..Settings::default()
+        }
+    }
+}
+
+impl ServeArgs {
+    /// The settings these give, and one line about each option that needs no doing.
+    ///
+    /// # Errors
+    /// A line that names a mount option nobody knows.
+    pub fn settings(&self) -> Result<(Settings, Vec<String>), String> {
+        let (mut notes, nonempty) = self.legacy.notes()?;
+        let legacy = &self.legacy;
+        // Given together, C's switch for what is on anyway yields to ours for off.
+        let off_again = |enabled: bool| enabled.then_some(false);
+        let views = self.views.settings();
+        if views.no_loadavg == Some(true) && legacy.enable_loadavg {
+            notes.push("--enable-loadavg: --no-loadavg was given too and decides".to_owned());
+        }
+        let settings = Settings {
+            mountpoint: self.mountpoint.clone(),
+            runtime_dir: self.runtime.runtime_dir.clone(),
+            pidfile: self.pidfile.clone(),
+            nonempty: self.nonempty.or(nonempty.then_some(true)),
+            no_heal: self.no_heal,
+            cache_ttl_ms: self.cache_ttl_ms,
+            threads: self.threads,
+            log_level: self.log_level.or(legacy.debug.then_some(LogLevel::Debug)),
+            log_format: self.log_format,
+            metrics: self.metrics.clone(),
+            no_loadavg: views.no_loadavg.or(off_again(legacy.enable_loadavg)),
+            no_cpu_view: views
+                .no_cpu_view
+                .or(off_again(legacy.enable_cfs && views.cpus.is_none())),
+            no_psi_poll: views.no_psi_poll.or(off_again(legacy.enable_psi_poll)),
+            ..views
+        };
+        Ok((settings, notes))
+    }
+}

@@ -1,0 +1,89 @@
+//! The command line: arguments as typed ([`args`]), made into a validated
+//! [`Config`](crate::config::Config), and the commands that are not serving.
+
+pub mod args;
+mod legacy;
+mod sibling;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser};
+
+use crate::config::{Config, DEFAULT_FILE, Settings};
+use args::{Cli, Command, FileArgs, ServeArgs};
+
+/// What to serve, and what to say about it first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serve {
+    /// What the daemon shall do.
+    pub config: Config,
+    /// One line per option that is accepted without effect.
+    pub notes: Vec<String>,
+}
+
+/// Runs the command line `arguments` (the program's name first) to its end.
+#[must_use]
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Prints to stdout and is no failure for --help and --version.
+            let _ = error.print();
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
+    match run(cli, &arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lxcfs: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli, arguments: &[OsString]) -> Result<ExitCode> {
+    match cli.command {
+        None if arguments.len() <= 1 && !Path::new(DEFAULT_FILE).exists() => {
+            // Nothing asked for, nothing configured: what C lxcfs did, too.
+            eprintln!("{}", Cli::command().render_help());
+            Ok(ExitCode::FAILURE)
+        }
+        None => {
+            let _serve = serve(&cli.serve)?;
+            anyhow::bail!("serving is not wired up yet")
+        }
+        Some(Command::Webhook(passed)) => sibling::exec("serve", &passed.arguments),
+        Some(Command::Manifests(passed)) => sibling::exec("manifests", &passed.arguments),
+    }
+}
+
+/// The serving form's configuration, from its arguments and the file they name.
+///
+/// # Errors
+/// With a message that names the flag, or the file and the key.
+pub fn serve(args: &ServeArgs) -> Result<Serve> {
+    let (flags, notes) = args.settings().map_err(anyhow::Error::msg)?;
+    let settings = flags.over(file_settings(&args.file)?);
+    let current_dir = std::env::current_dir().context("cannot tell the current directory")?;
+    let config = Config::new(&settings, &current_dir)?;
+    Ok(Serve { config, notes })
+}
+
+/// The settings of the configuration file; the default one may be missing.
+fn file_settings(args: &FileArgs) -> Result<Settings> {
+    let file = args.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(Settings::parse_toml(file, &text)?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && args.config.is_none() => {
+            Ok(Settings::default())
+        }
+        Err(error) => Err(error)
+            .with_context(|| format!("cannot read the configuration file {}", file.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

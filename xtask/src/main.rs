@@ -3,8 +3,10 @@
 //! Each subcommand lives in a file of its own that holds its arguments and its `run` function;
 //! this file only lists them. To add one: write the file, add a variant and a match arm here.
 
+mod bench;
 mod check;
 mod command;
+mod peer;
 mod setup;
 mod vm;
 
@@ -28,6 +30,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Bench(bench::Args),
     Check(check::Args),
     Setup(setup::Args),
     Vm(vm::Args),
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Bench(args) => args.run(),
         Command::Check(args) => args.run(),
         Command::Setup(args) => args.run(),
         Command::Vm(args) => args.run(),

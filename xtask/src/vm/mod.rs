@@ -4,7 +4,7 @@
 //! that carry the command's output and status. `init.sh` and `guest.sh` are its inside.
 
 mod apt;
-mod cache;
+pub(crate) mod cache;
 mod image;
 mod initramfs;
 mod kernel;

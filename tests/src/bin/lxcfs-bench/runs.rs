@@ -1,0 +1,375 @@
+//! The benchmark runs themselves.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::RunArgs;
+use crate::container::Cgroup;
+use crate::daemons::Server;
+use crate::report::{Table, median, ratio, usec};
+
+/// The files that C lxcfs has too, without the leading slash.
+const FILES: &[&str] = &[
+    "proc/uptime",
+    "proc/meminfo",
+    "proc/stat",
+    "proc/cpuinfo",
+    "proc/loadavg",
+    "proc/diskstats",
+    "proc/swaps",
+];
+
+const ALL: &[&str] = &["reads", "throughput", "scale", "start", "syscalls"];
+
+/// Runs what was asked for.
+pub(crate) fn run(args: &RunArgs) -> Result<()> {
+    for name in &args.names {
+        if !ALL.contains(&name.as_str()) {
+            bail!(
+                "no benchmark is named {name}; there are: {}",
+                ALL.join(", ")
+            );
+        }
+    }
+    let base = std::env::temp_dir().join(format!("lxcfs-bench.{}", std::process::id()));
+    fs::create_dir_all(&base)?;
+    let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|n| n == name);
+    let outcome = (|| {
+        if wanted("reads") {
+            reads(args, &base)?;
+        }
+        if wanted("throughput") {
+            throughput(args, &base)?;
+        }
+        if wanted("scale") {
+            scale(args, &base)?;
+        }
+        if wanted("start") {
+            start(args, &base)?;
+        }
+        if wanted("syscalls") {
+            syscalls(args, &base)?;
+        }
+        Ok(())
+    })();
+    fs::remove_dir_all(&base).with_context(|| format!("removing {}", base.display()))?;
+    outcome
+}
+
+/// Medians, in the order of `paths`.
+fn probe(
+    cgroup: &Cgroup,
+    mode: &str,
+    rounds: u32,
+    slice: Duration,
+    paths: &[PathBuf],
+) -> Result<Vec<u64>> {
+    let mut args: Vec<String> = ["probe", "--mode", mode].map(str::to_owned).to_vec();
+    args.extend(["--rounds".into(), rounds.to_string()]);
+    args.extend(["--slice-ms".into(), slice.as_millis().to_string()]);
+    args.extend(paths.iter().map(|path| path.display().to_string()));
+    let mut rounds: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
+    for line in cgroup.lines(&std::env::current_exe()?, &args)? {
+        let (index, nsec) = line.split_once(' ').context("malformed probe line")?;
+        rounds
+            .entry(index.parse()?)
+            .or_default()
+            .push(nsec.parse()?);
+    }
+    if rounds.len() != paths.len() {
+        bail!(
+            "the probe measured {} of {} paths",
+            rounds.len(),
+            paths.len()
+        );
+    }
+    Ok(rounds
+        .into_values()
+        .map(|mut values| median(&mut values))
+        .collect())
+}
+
+fn peer(args: &RunArgs, base: &Path) -> Result<Option<Server>> {
+    match (&args.peer, &args.peer_lib) {
+        (Some(program), Some(lib)) => Ok(Some(Server::peer(program, lib, base)?)),
+        _ => Ok(None),
+    }
+}
+
+/// One read of each file: the kernel's own, the null file, ours warm and cold, the peer's.
+fn reads(args: &RunArgs, base: &Path) -> Result<()> {
+    let null = Server::null(base, 1, 1500)?;
+    let warm = Server::ours(&args.lxcfs, base, "warm", &["--cache-ttl-ms", "1000"])?;
+    let cold = Server::ours(&args.lxcfs, base, "cold", &["--cache-ttl-ms", "0"])?;
+    let peer = peer(args, base)?;
+    let cgroup = Cgroup::new("lxcfs-bench")?;
+    cgroup.unthrottle();
+    for mode in ["orc", "pread"] {
+        let mut table = Table::new(&[
+            "file",
+            "kernel",
+            "null",
+            "ours warm",
+            "ours cold",
+            "C lxcfs",
+            "warm/null",
+            "cold/null",
+            "C/warm",
+            "C/cold",
+        ]);
+        for file in FILES {
+            let mut paths = vec![
+                Path::new("/").join(file),
+                null.mountpoint.join("file"),
+                warm.mountpoint.join(file),
+                cold.mountpoint.join(file),
+            ];
+            paths.extend(peer.as_ref().map(|peer| peer.mountpoint.join(file)));
+            let nsec = probe(
+                &cgroup,
+                mode,
+                args.rounds,
+                Duration::from_millis(30),
+                &paths,
+            )?;
+            let (null, warm, cold) = (nsec[1], nsec[2], nsec[3]);
+            let theirs = nsec.get(4).copied();
+            let shown = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+            table.row(vec![
+                (*file).into(),
+                usec(nsec[0]),
+                usec(null),
+                usec(warm),
+                usec(cold),
+                shown(theirs.map(usec)),
+                ratio(warm, null),
+                ratio(cold, null),
+                shown(theirs.map(|theirs| ratio(theirs, warm))),
+                shown(theirs.map(|theirs| ratio(theirs, cold))),
+            ]);
+        }
+        let name = if mode == "orc" {
+            "open + read + close"
+        } else {
+            "pread on a kept descriptor"
+        };
+        table.print(&format!("{name}, medians of {} rounds", args.rounds));
+    }
+    Ok(())
+}
+
+/// Sixteen readers of `meminfo` at once.
+fn throughput(args: &RunArgs, base: &Path) -> Result<()> {
+    let null = Server::null(base, 2, 1500)?;
+    let ours = Server::ours(&args.lxcfs, base, "many", &[])?;
+    let peer = peer(args, base)?;
+    let cgroup = Cgroup::new("lxcfs-bench")?;
+    cgroup.unthrottle();
+    let file = "proc/meminfo";
+    let mut paths = vec![
+        Path::new("/").join(file),
+        null.mountpoint.join("file"),
+        ours.mountpoint.join(file),
+    ];
+    paths.extend(peer.as_ref().map(|peer| peer.mountpoint.join(file)));
+    let nsec = probe(&cgroup, "threads:16", 5, Duration::from_millis(500), &paths)?;
+    let mut table = Table::new(&["server", "preads/s", "of the null file's"]);
+    for (name, nsec_per_read) in ["kernel", "null, 2 loops", "ours", "C lxcfs"]
+        .iter()
+        .zip(&nsec)
+    {
+        let rate = 1_000_000_000 / nsec_per_read.max(&1);
+        table.row(vec![
+            (*name).into(),
+            rate.to_string(),
+            ratio(nsec[1], *nsec_per_read),
+        ]);
+    }
+    table.print("16 threads in one container, pread of meminfo");
+    Ok(())
+}
+
+/// Read latency and resident memory with 1, 100, … containers that have all read once.
+fn scale(args: &RunArgs, base: &Path) -> Result<()> {
+    let ours = Server::ours(&args.lxcfs, base, "scale", &[])?;
+    let null = Server::null(base, 1, 1500)?;
+    let measured = Cgroup::new("lxcfs-bench")?;
+    measured.unthrottle();
+    let mut others: Vec<(Cgroup, std::process::Child)> = Vec::new();
+    let mut table = Table::new(&[
+        "containers",
+        "null pread",
+        "meminfo pread",
+        "meminfo o+r+c",
+        "pread/null",
+        "resident",
+        "idle CPU",
+    ]);
+    let mut counts = vec![1, 100, args.containers];
+    counts.dedup();
+    let outcome = (|| {
+        for count in counts {
+            while others.len() + 1 < count as usize {
+                let cgroup = Cgroup::new(&format!("lxcfs-bench-{}", others.len()))?;
+                let paths = FILES.iter().map(|file| ours.mountpoint.join(file));
+                let mut reader = cgroup.command(Path::new("sh"));
+                // Reads every file once, then stays as the container's PID 1.
+                let cats = paths
+                    .map(|path| path.display().to_string())
+                    .collect::<Vec<_>>();
+                let script = format!("cat {} >/dev/null && exec sleep infinity", cats.join(" "));
+                let child = reader.args(["-c", &script]).spawn()?;
+                others.push((cgroup, child));
+            }
+            std::thread::sleep(Duration::from_secs(2));
+            let idle = idle_cpu(&ours, Duration::from_secs(10))?;
+            let paths = [
+                null.mountpoint.join("file"),
+                ours.mountpoint.join("proc/meminfo"),
+            ];
+            let slice = Duration::from_millis(50);
+            let pread = probe(&measured, "pread", args.rounds, slice, &paths)?;
+            let orc = probe(&measured, "orc", args.rounds, slice, &paths)?;
+            table.row(vec![
+                count.to_string(),
+                usec(pread[0]),
+                usec(pread[1]),
+                usec(orc[1]),
+                ratio(pread[1], pread[0]),
+                format!("{} KiB", resident_kib(&ours)?),
+                format!("{:.3} %", idle * 100.0),
+            ]);
+        }
+        Ok(())
+    })();
+    for (_, child) in &mut others {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    table.print("One container beside others that have each read every file");
+    outcome
+}
+
+/// Resident memory of all processes of a server.
+fn resident_kib(server: &Server) -> Result<u64> {
+    let mut sum = 0;
+    for pid in server.pids() {
+        let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line
+            .and_then(|rest| rest.trim().strip_suffix(" kB"))
+            .unwrap_or("0");
+        sum += kib.parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+/// CPU time used per second of wall time while nobody reads.
+fn idle_cpu(server: &Server, wait: Duration) -> Result<f64> {
+    let used = || -> Result<u64> {
+        let mut sum = 0;
+        for pid in server.pids() {
+            // Nanoseconds on a CPU, the first field.
+            let text = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
+            sum += text.split(' ').next().unwrap_or("0").parse::<u64>()?;
+            for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+                let task = task?.path();
+                if task
+                    .file_name()
+                    .is_some_and(|tid| tid != pid.to_string().as_str())
+                {
+                    let text = fs::read_to_string(task.join("schedstat"))?;
+                    sum += text.split(' ').next().unwrap_or("0").parse::<u64>()?;
+                }
+            }
+        }
+        Ok(sum)
+    };
+    let before = used()?;
+    std::thread::sleep(wait);
+    Ok((used()?.saturating_sub(before)) as f64 / wait.as_nanos() as f64)
+}
+
+/// From exec to the first answer.
+fn start(args: &RunArgs, base: &Path) -> Result<()> {
+    let mut table = Table::new(&["server", "median of 7 starts"]);
+    let mut measure = |name: &str, extra: &[&str]| -> Result<()> {
+        let mut nsec = Vec::new();
+        for _ in 0..7 {
+            let server = Server::ours(&args.lxcfs, base, "start", extra)?;
+            nsec.push(server.ready_after.as_nanos() as u64);
+        }
+        table.row(vec![
+            name.into(),
+            format!("{:.1} ms", median(&mut nsec) as f64 / 1e6),
+        ]);
+        Ok(())
+    };
+    measure("ours", &[])?;
+    measure("ours, --no-ebpf", &["--no-ebpf"])?;
+    if let (Some(program), Some(lib)) = (&args.peer, &args.peer_lib) {
+        let mut nsec = Vec::new();
+        for _ in 0..7 {
+            nsec.push(Server::peer(program, lib, base)?.ready_after.as_nanos() as u64);
+        }
+        table.row(vec![
+            "C lxcfs".into(),
+            format!("{:.1} ms", median(&mut nsec) as f64 / 1e6),
+        ]);
+    }
+    table.print("Start to first answer (meminfo)");
+    Ok(())
+}
+
+/// System calls of the server per warm open + read + close, counted by strace.
+fn syscalls(args: &RunArgs, base: &Path) -> Result<()> {
+    let mut table = Table::new(&["server", "file", "system calls per read"]);
+    let mut servers = vec![(
+        "ours",
+        Server::ours(&args.lxcfs, base, "trace", &["--cache-ttl-ms", "1000"])?,
+    )];
+    servers.extend(peer(args, base)?.map(|peer| ("C lxcfs", peer)));
+    let cgroup = Cgroup::new("lxcfs-bench")?;
+    cgroup.unthrottle();
+    for (name, server) in &servers {
+        for file in ["proc/meminfo", "proc/stat"] {
+            let log = base.join("strace");
+            let mut strace = Command::new("strace");
+            strace.args(["-f", "-qq", "-c", "-o"]).arg(&log);
+            for pid in server.pids() {
+                strace.args(["-p", &pid.to_string()]);
+            }
+            let mut tracer = strace.spawn().context("starting strace")?;
+            std::thread::sleep(Duration::from_secs(1));
+            // The reader counts for itself how many reads it made.
+            let reads = 2000;
+            let path = server.mountpoint.join(file);
+            let script = format!(
+                "exec 3<{0}; i=0; while [ $i -lt {reads} ]; do dd bs=64k count=1 <{0} 2>/dev/null >/dev/null; i=$((i+1)); done",
+                path.display()
+            );
+            let dd = ["-c".to_owned(), script];
+            cgroup.lines(Path::new("sh"), &dd)?;
+            let tracer_pid = i32::try_from(tracer.id())?;
+            // SAFETY: signalling our own unreaped child.
+            unsafe { libc::kill(tracer_pid, libc::SIGINT) };
+            tracer.wait()?;
+            let text = fs::read_to_string(&log)?;
+            let total = text
+                .lines()
+                .find(|line| line.trim_end().ends_with("total"))
+                .and_then(|line| line.split_whitespace().nth(3))
+                .and_then(|calls| calls.parse::<f64>().ok())
+                .context("no total in strace's summary")?;
+            let each = format!("{:.1}", total / f64::from(reads));
+            table.row(vec![(*name).into(), file.into(), each]);
+        }
+    }
+    table.print("System calls of the server per open + read + close, by strace -c");
+    Ok(())
+}

@@ -10,6 +10,7 @@ pub mod config;
 pub mod cpuset;
 pub mod engine;
 pub mod mountinfo;
+pub mod observe;
 pub mod policy;
 pub mod snapshot;
 pub mod units;

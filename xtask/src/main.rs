@@ -8,6 +8,7 @@ mod check;
 mod command;
 mod peer;
 mod setup;
+mod test;
 mod vm;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ enum Command {
     Bench(bench::Args),
     Check(check::Args),
     Setup(setup::Args),
+    Test(test::Args),
     Vm(vm::Args),
 }
 
@@ -51,6 +53,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Bench(args) => args.run(),
         Command::Check(args) => args.run(),
         Command::Setup(args) => args.run(),
+        Command::Test(args) => args.run(),
         Command::Vm(args) => args.run(),
     }
 }

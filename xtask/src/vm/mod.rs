@@ -96,10 +96,36 @@ pub(crate) struct Machine {
 pub(crate) enum Layout {
     /// cgroup v2 on /sys/fs/cgroup.
     V2,
-    /// Every controller in a v1 hierarchy.
+    /// Every controller in a v1 hierarchy. Kernel 7 has no v1 memory and cpuset controllers.
     V1,
-    /// v1 hierarchies, and a v2 one without controllers on /sys/fs/cgroup/unified.
+    /// v1 hierarchies, and a v2 one without their controllers on /sys/fs/cgroup/unified.
     Hybrid,
+}
+
+impl Layout {
+    /// The name used on command lines and in test declarations.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::V2 => "v2",
+            Self::V1 => "v1",
+            Self::Hybrid => "hybrid",
+        }
+    }
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            kernel: Kernel::V6_12,
+            layout: Layout::V2,
+            smp: 2,
+            mem: 2048,
+            swap: 0,
+            append: String::new(),
+            systemd: false,
+            timeout: 900,
+        }
+    }
 }
 
 impl Machine {
@@ -161,4 +187,16 @@ pub(crate) fn boot(
         command,
         sinks,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{Args, Machine};
+
+    #[test]
+    fn command_line_defaults_are_the_default_machine() {
+        assert_eq!(Args::parse_from(["vm"]).machine, Machine::default());
+    }
 }

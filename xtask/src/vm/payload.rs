@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::Machine;
 use super::image;
-use super::{Layout, Machine};
 use crate::command::{cargo, output, quoted, run};
 
 /// Files to put below `/payload` in the machine, by their path there.
@@ -118,14 +118,10 @@ impl CommandText {
 }
 
 fn settings(machine: &Machine, command: &CommandText) -> String {
-    let layout = match machine.layout {
-        Layout::V2 => "v2",
-        Layout::V1 => "v1",
-        Layout::Hybrid => "hybrid",
-    };
     let shell = if command.is_interactive() { "yes" } else { "" };
     format!(
-        "LAYOUT={layout}\nSHELL_ON_CONSOLE={shell}\nexport LXCFS_VM_KERNEL={}\n",
+        "LAYOUT={}\nSHELL_ON_CONSOLE={shell}\nexport LXCFS_VM_KERNEL={}\n",
+        machine.layout.name(),
         machine.kernel.name()
     )
 }

@@ -1,0 +1,166 @@
+//! The command line: options as typed, and what they turn into.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::certs::keeper::Names;
+use crate::mutate::{Config, DEFAULT_MOUNTPOINT, EXCLUDED_NAMESPACES, Mode, Runtime};
+use crate::server::Limits;
+
+/// The Kubernetes parts of lxcfs.
+#[derive(Debug, Parser)]
+#[command(name = "lxcfs-webhook", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answer the API server's admission reviews of pods
+    Webhook(WebhookArgs),
+}
+
+/// Options of `webhook`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Certificates are either self-managed (the default: kept and rotated in a Secret, trusted by\n\
+patching the webhook configuration's caBundle) or, with --tls-dir, files that somebody else\n\
+renews, such as cert-manager. Both are reloaded while serving.\n\n\
+A pod speaks to lxcfs by annotations: lxcfs/inject, lxcfs/containers, lxcfs/files,\n\
+lxcfs/container-files and lxcfs/mode; see docs/kubernetes.md.")]
+pub struct WebhookArgs {
+    /// Where reviews are answered, over TLS
+    #[arg(long, default_value = "0.0.0.0:9443", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// Where /livez, /readyz and /metrics are, plain
+    #[arg(long, default_value = "0.0.0.0:9444", value_name = "ADDRESS")]
+    pub admin_listen: SocketAddr,
+    /// Where lxcfs is mounted on every node
+    #[arg(long, default_value = DEFAULT_MOUNTPOINT, value_name = "PATH")]
+    pub mountpoint: String,
+    /// mount: put volumes into the pod's spec; attach: only write the decision for the agent
+    #[arg(long, value_enum, default_value_t = ModeArg::Mount)]
+    pub mode: ModeArg,
+    /// The nodes' runtime: runc refuses some files in a spec, those are left to the agent
+    #[arg(long, value_enum, default_value_t = RuntimeArg::Runc)]
+    pub runtime: RuntimeArg,
+    /// Files of a pod that names none: a list like meminfo,cpuinfo or a change like -cpu,+node
+    #[arg(
+        long,
+        default_value = "",
+        allow_hyphen_values = true,
+        value_name = "SELECTION"
+    )]
+    pub files: String,
+    /// A namespace that is never touched; may be repeated
+    #[arg(
+        long = "exclude-namespace",
+        default_values = EXCLUDED_NAMESPACES,
+        value_name = "NAMESPACE"
+    )]
+    pub exclude_namespaces: Vec<String>,
+    /// A runtime class that is never touched (a sandbox with its own kernel); may be repeated
+    #[arg(long = "exclude-runtime-class", value_name = "CLASS")]
+    pub exclude_runtime_classes: Vec<String>,
+    /// All nodes run Linux 6.12 or later: pods with `hostUsers: false` can mount lxcfs too
+    #[arg(long)]
+    pub idmapped_mounts: bool,
+    /// Largest review read, in bytes; a larger one is answered "allowed, unchanged"
+    #[arg(long, default_value_t = 8 << 20, value_name = "BYTES")]
+    pub body_limit: usize,
+    /// How long requests are still answered after SIGTERM, in seconds
+    #[arg(long, default_value_t = 5, value_name = "SECONDS")]
+    pub drain_seconds: u64,
+    /// Serve tls.crt and tls.key of this directory instead of self-managed certificates
+    #[arg(long, value_name = "DIRECTORY")]
+    pub tls_dir: Option<PathBuf>,
+    /// Self-managed: namespace of the Secret and the Service
+    #[arg(
+        long,
+        env = "POD_NAMESPACE",
+        default_value = "lxcfs-system",
+        value_name = "NAMESPACE"
+    )]
+    pub namespace: String,
+    /// Self-managed: the Secret that keeps authority and certificate
+    #[arg(
+        long,
+        default_value = "lxcfs-webhook-certificates",
+        value_name = "NAME"
+    )]
+    pub tls_secret: String,
+    /// Self-managed: the Service the API server calls
+    #[arg(long, default_value = "lxcfs-webhook", value_name = "NAME")]
+    pub service: String,
+    /// Self-managed: the MutatingWebhookConfiguration whose caBundle is kept in step
+    #[arg(long, default_value = "lxcfs-webhook", value_name = "NAME")]
+    pub webhook_configuration: String,
+    /// How often certificates are looked at, in seconds
+    #[arg(long, default_value_t = 30, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub certificate_check_seconds: u64,
+}
+
+/// `--mode`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ModeArg {
+    /// Volumes in the spec.
+    Mount,
+    /// The decision only.
+    Attach,
+}
+
+/// `--runtime`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum RuntimeArg {
+    /// runc
+    Runc,
+    /// crun
+    Crun,
+}
+
+impl WebhookArgs {
+    /// The cluster's choices.
+    pub fn config(&self) -> Config {
+        Config {
+            mountpoint: self.mountpoint.clone(),
+            mode: match self.mode {
+                ModeArg::Mount => Mode::Mount,
+                ModeArg::Attach => Mode::Attach,
+            },
+            runtime: match self.runtime {
+                RuntimeArg::Runc => Runtime::Runc,
+                RuntimeArg::Crun => Runtime::Crun,
+            },
+            files: self.files.clone(),
+            excluded_namespaces: self.exclude_namespaces.clone(),
+            excluded_runtime_classes: self.exclude_runtime_classes.clone(),
+            idmapped_mounts: self.idmapped_mounts,
+        }
+    }
+
+    /// Bounds.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            body_bytes: self.body_limit,
+            drain: Duration::from_secs(self.drain_seconds),
+            ..Limits::default()
+        }
+    }
+
+    /// Where self-managed certificates are kept.
+    pub fn names(&self) -> Names {
+        Names {
+            namespace: self.namespace.clone(),
+            secret: self.tls_secret.clone(),
+            service: self.service.clone(),
+            configuration: self.webhook_configuration.clone(),
+        }
+    }
+}

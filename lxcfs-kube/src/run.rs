@@ -1,0 +1,87 @@
+//! What each command does: wiring, and nothing that could be tested without it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+use crate::certs::files;
+use crate::certs::keeper::Keeper;
+use crate::certs::rotation::Lifetimes;
+use crate::cli::WebhookArgs;
+use crate::server::{State, serve};
+
+/// Serves reviews until SIGTERM or SIGINT.
+pub fn webhook(args: &WebhookArgs) -> anyhow::Result<()> {
+    if !args.mountpoint.starts_with('/') {
+        bail!(
+            "--mountpoint {}: must be an absolute path on the nodes",
+            args.mountpoint
+        );
+    }
+    if let Some(word) = lxcfs_common::pod::Selection(&args.files)
+        .unknown_files()
+        .next()
+    {
+        bail!("--files: no file is called {word:?}; see docs/virtual-files.md for the names");
+    }
+    // One thread: an answer takes well under a millisecond.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    runtime.block_on(run(args))
+}
+
+async fn run(args: &WebhookArgs) -> anyhow::Result<()> {
+    let stop = stop_signal()?;
+    let reviews = listen("--listen", args.listen).await?;
+    let admin = listen("--admin-listen", args.admin_listen).await?;
+    let state = Arc::new(State::new(args.config(), args.limits()));
+    let every = Duration::from_secs(args.certificate_check_seconds);
+    match &args.tls_dir {
+        Some(directory) => {
+            let follow = files::follow(Arc::clone(&state), directory.clone(), every);
+            tokio::spawn(follow);
+        }
+        None => {
+            let config = kube::Config::infer().await.context(
+                "self-managed certificates need the API server: run in a pod with a service \
+                 account, set KUBECONFIG, or use --tls-dir",
+            )?;
+            let client = kube::Client::try_from(config).context("cannot reach the API server")?;
+            let names = args.names();
+            let keeper = Keeper::new(client, names, Lifetimes::default(), Arc::clone(&state));
+            tokio::spawn(keeper.run(every));
+        }
+    }
+    info!(
+        reviews = %reviews.local_addr()?,
+        admin = %admin.local_addr()?,
+        mode = ?state.config.mode,
+        "serving"
+    );
+    serve(state, reviews, admin, stop).await?;
+    Ok(())
+}
+
+async fn listen(option: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {option} {address}"))
+}
+
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut term = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

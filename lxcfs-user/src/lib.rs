@@ -5,10 +5,12 @@
 //! `cli` (wire). ARCHITECTURE.md draws the map.
 
 pub mod attach;
+pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod cpuset;
 pub mod engine;
+pub mod host;
 pub mod mountinfo;
 pub mod observe;
 pub mod policy;

@@ -49,15 +49,18 @@ impl Scan {
         Self { proc: proc.into() }
     }
 
-    /// The mount namespaces that count as the host's: this process's and that of PID 1.
+    /// The mount namespaces that count as the host's: this thread's, this process's and
+    /// that of PID 1.
     ///
     /// # Errors
     /// When this process's own cannot be read.
     pub fn host_namespaces(&self) -> Result<Vec<MountNs>, AttachError> {
-        let own = self.proc.join("self/ns/mnt");
+        let own = self.proc.join("thread-self/ns/mnt");
         let mut found = vec![namespace(&own).map_err(|err| AttachError::io(own, err))?];
-        // Without the right to look, PID 1 is not in another namespace that matters.
-        found.extend(namespace(&self.proc.join("1/ns/mnt")).ok());
+        // Without the right to look at PID 1, nothing of its could be changed either.
+        for process in ["self", "1"] {
+            found.extend(namespace(&self.proc.join(process).join("ns/mnt")).ok());
+        }
         Ok(found)
     }
 

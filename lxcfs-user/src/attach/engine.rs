@@ -100,8 +100,8 @@ pub struct Engine {
 fn own_mount(
     path: &Path,
 ) -> Result<(mountinfo::MountTable, Option<mountinfo::Mount>), AttachError> {
-    let text = std::fs::read("/proc/self/mountinfo")
-        .map_err(|err| AttachError::io("/proc/self/mountinfo", err))?;
+    let text = std::fs::read("/proc/thread-self/mountinfo")
+        .map_err(|err| AttachError::io("/proc/thread-self/mountinfo", err))?;
     let table = mountinfo::parse(&text).map_err(|source| AttachError::Mountinfo {
         pid: std::process::id(),
         source,
@@ -161,7 +161,7 @@ impl Engine {
     pub fn without_source(options: EngineOptions) -> Result<Self, AttachError> {
         let host = Scan::default().host_namespaces()?;
         let mut host_peers = BTreeSet::new();
-        for pid in ["self", "1"] {
+        for pid in ["thread-self", "self", "1"] {
             let path = format!("/proc/{pid}/mountinfo");
             match std::fs::read(&path) {
                 Ok(text) => {
@@ -172,7 +172,7 @@ impl Engine {
                         })?;
                     host_peers.extend(table.mounts().iter().filter_map(|mount| mount.shared));
                 }
-                Err(err) if pid == "self" => return Err(AttachError::io(path, err)),
+                Err(err) if pid == "thread-self" => return Err(AttachError::io(path, err)),
                 Err(_) => {}
             }
         }

@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, unshare};
+
 use super::plan::Liveness;
 
 /// Asks the server behind `fd`, an `O_PATH` descriptor of a mount's root.
@@ -17,6 +19,11 @@ pub fn liveness(fd: OwnedFd, limit: Duration) -> Liveness {
     let asked = std::thread::Builder::new()
         .name("lxcfs-probe".into())
         .spawn(move || {
+            // A new thread shares its creator's root and current directory, and the creator
+            // cannot change its mount namespace while that is so.
+            if unshare(CloneFlags::CLONE_FS).is_err() {
+                return;
+            }
             // The receiver is gone only after the limit: nobody waits for this then.
             let _ = answer.send(statfs(&fd));
         });

@@ -1,0 +1,595 @@
+//! Attach, heal and detach on the running kernel, in containers made of real namespaces.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use lxcfs_tests::subject::{MarkerFs, Subject};
+use lxcfs_user::attach::discover::MountNs;
+use lxcfs_user::attach::{
+    ContainerReport, Engine, EngineOptions, Goal, Outcome, Report, Scan, Selection, Skip, Target,
+};
+
+const SERVER: &str = env!("CARGO_BIN_EXE_marker-fs");
+const SUBJECT: &str = env!("CARGO_BIN_EXE_subject");
+
+/// A mount namespace for this test alone, standing for the host's: tests run side by side.
+fn host() -> tempfile::TempDir {
+    use nix::mount::{MsFlags, mount};
+    const NONE: Option<&str> = None;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("tests need root");
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).expect("private mounts");
+    tempfile::tempdir().expect("temporary directory")
+}
+
+fn engine(at: &Path) -> Arc<Engine> {
+    Arc::new(Engine::open(at, EngineOptions::default()).expect("live mount"))
+}
+
+fn attach(files: &str) -> Goal {
+    Goal::Attach {
+        selection: Selection::parse(files).expect("known files"),
+        takeover: false,
+    }
+}
+
+fn run(engine: &Arc<Engine>, subject: &Subject, goal: &Goal) -> ContainerReport {
+    engine
+        .run(vec![Target::process(subject.pid)], goal)
+        .containers
+        .remove(0)
+}
+
+fn outcome<'a>(report: &'a ContainerReport, path: &str) -> &'a Outcome {
+    let step = report
+        .steps
+        .iter()
+        .find(|step| step.path == Path::new(path));
+    &step
+        .unwrap_or_else(|| panic!("{path} is missing: {report:?}"))
+        .outcome
+}
+
+/// The table without the kernel's numbers, which a new mount always changes.
+fn shape(mountinfo: &str) -> Vec<String> {
+    mountinfo
+        .lines()
+        .map(|line| line.splitn(3, ' ').nth(2).unwrap_or("").to_owned())
+        .collect()
+}
+
+fn host_mounts() -> String {
+    std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mountinfo")
+}
+
+#[test]
+fn attached_files_answer_and_detach_brings_the_hosts_back() {
+    let dir = host();
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let mut subject = Subject::start(SUBJECT, &[]).unwrap();
+    let before = subject.mountinfo().unwrap();
+    let engine = engine(&server.mountpoint);
+
+    let report = run(&engine, &subject, &attach("default"));
+    assert_eq!(report.error, None, "{report:?}");
+    assert_eq!(*outcome(&report, "/proc/meminfo"), Outcome::Attached);
+    assert_eq!(
+        *outcome(&report, "/sys/devices/system/cpu"),
+        Outcome::Attached
+    );
+    assert_eq!(
+        subject.ask("read /proc/meminfo").unwrap(),
+        "ok one /proc/meminfo"
+    );
+    assert_eq!(
+        subject.ask("read /proc/vmstat").unwrap(),
+        "ok one /proc/vmstat"
+    );
+    assert_eq!(
+        subject.ask("read /sys/devices/system/cpu/online").unwrap(),
+        "ok one /sys/devices/system/cpu/online"
+    );
+
+    // A second run finds nothing to do and adds no mount.
+    let attached = subject.mountinfo().unwrap();
+    let again = run(&engine, &subject, &attach("default"));
+    for step in &again.steps {
+        assert!(matches!(step.outcome, Outcome::Skipped(_)), "{step:?}");
+    }
+    assert_eq!(subject.mountinfo().unwrap(), attached);
+
+    let report = run(&engine, &subject, &Goal::Detach { selection: None });
+    assert_eq!(*outcome(&report, "/proc/meminfo"), Outcome::Detached);
+    assert!(
+        subject
+            .ask("read /proc/meminfo")
+            .unwrap()
+            .starts_with("ok MemTotal:")
+    );
+    assert_eq!(subject.mountinfo().unwrap(), before);
+}
+
+#[test]
+fn a_container_with_its_own_user_namespace_is_served_the_same() {
+    let dir = host();
+    let mut server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let mut subject = Subject::start(SUBJECT, &["--userns"]).unwrap();
+    let report = run(
+        &engine(&server.mountpoint),
+        &subject,
+        &attach("meminfo,cpu,pressure/cpu"),
+    );
+    assert_eq!(
+        *outcome(&report, "/proc/meminfo"),
+        Outcome::Attached,
+        "{report:?}"
+    );
+    assert_eq!(
+        subject.ask("read /proc/meminfo").unwrap(),
+        "ok one /proc/meminfo"
+    );
+
+    server.kill().unwrap();
+    drop(server);
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "two").unwrap();
+    let report = run(&engine(&server.mountpoint), &subject, &Goal::Heal);
+    assert!(
+        matches!(outcome(&report, "/proc/meminfo"), Outcome::Replaced { .. }),
+        "{report:?}"
+    );
+    assert_eq!(
+        subject.ask("read /proc/meminfo").unwrap(),
+        "ok two /proc/meminfo"
+    );
+}
+
+#[test]
+fn a_root_directory_without_any_program_is_enough() {
+    // An empty image: nothing to execute, and a root that is no mount point.
+    let dir = host();
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let root = dir.path().join("image");
+    std::fs::create_dir_all(&root).unwrap();
+    let mut subject = Subject::start(SUBJECT, &["--root", root.to_str().unwrap()]).unwrap();
+    let report = run(&engine(&server.mountpoint), &subject, &attach("stat,cpu"));
+    assert_eq!(
+        *outcome(&report, "/proc/stat"),
+        Outcome::Attached,
+        "{report:?}"
+    );
+    assert_eq!(
+        *outcome(&report, "/sys/devices/system/cpu"),
+        Outcome::Skipped(Skip::OutOfReach)
+    );
+    assert_eq!(subject.ask("read /proc/stat").unwrap(), "ok one /proc/stat");
+}
+
+#[test]
+fn a_busy_reader_never_sees_the_hosts_value_while_being_healed() {
+    let release = nix::sys::utsname::uname().unwrap();
+    let release = release.release().to_string_lossy().into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|n| n.parse::<u32>().ok());
+    let kernel = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let dir = host();
+    let mut server = MarkerFs::start(SERVER, &dir.path().join("fs"), "mark0").unwrap();
+    let mut subject = Subject::start(SUBJECT, &[]).unwrap();
+    run(&engine(&server.mountpoint), &subject, &attach("meminfo"));
+    let mounts = subject.mountinfo().unwrap().lines().count();
+    subject.ask("watch /proc/meminfo").unwrap();
+    for round in 1..=20 {
+        server.kill().unwrap();
+        drop(server);
+        server = MarkerFs::start(SERVER, &dir.path().join("fs"), &format!("mark{round}")).unwrap();
+        let report = run(&engine(&server.mountpoint), &subject, &Goal::Heal);
+        let gapless = kernel >= (6, 5);
+        assert_eq!(
+            *outcome(&report, "/proc/meminfo"),
+            Outcome::Replaced { gapless },
+            "{report:?}"
+        );
+        assert_eq!(subject.mountinfo().unwrap().lines().count(), mounts);
+    }
+    // The watcher must get to read from the last server too.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let seen = subject.ask("watched").unwrap();
+    println!("a busy reader saw over 20 losses: {seen}");
+    assert!(seen.contains("ok mark20="), "{seen}");
+    assert!(
+        seen.contains("err 107="),
+        "ENOTCONN must have been seen: {seen}"
+    );
+    if kernel >= (6, 5) {
+        assert!(!seen.contains("MemTotal"), "{seen}");
+    }
+}
+
+#[test]
+fn without_the_gapless_call_healing_works_too() {
+    let dir = host();
+    let mut server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let mut subject = Subject::start(SUBJECT, &[]).unwrap();
+    run(
+        &engine(&server.mountpoint),
+        &subject,
+        &attach("meminfo,cpu"),
+    );
+    let before = shape(&subject.mountinfo().unwrap()).len();
+    server.kill().unwrap();
+    drop(server);
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "two").unwrap();
+    let options = EngineOptions {
+        gapless: false,
+        ..EngineOptions::default()
+    };
+    let engine = Arc::new(Engine::open(&server.mountpoint, options).unwrap());
+    let report = run(&engine, &subject, &Goal::Heal);
+    assert_eq!(
+        *outcome(&report, "/proc/meminfo"),
+        Outcome::Replaced { gapless: false }
+    );
+    assert_eq!(
+        subject.ask("read /proc/meminfo").unwrap(),
+        "ok two /proc/meminfo"
+    );
+    assert_eq!(shape(&subject.mountinfo().unwrap()).len(), before);
+}
+
+#[test]
+fn three_losses_and_heals_leave_the_same_number_of_mounts() {
+    let dir = host();
+    let mut subject = Subject::start(SUBJECT, &[]).unwrap();
+    let mut server = MarkerFs::start(SERVER, &dir.path().join("fs"), "s0").unwrap();
+    let bare = subject.mountinfo().unwrap();
+    run(&engine(&server.mountpoint), &subject, &attach("default"));
+    let count = subject.mountinfo().unwrap().lines().count();
+    for round in 1..=3 {
+        server.kill().unwrap();
+        drop(server);
+        assert_eq!(subject.ask("read /proc/stat").unwrap(), "err 107");
+        server = MarkerFs::start(SERVER, &dir.path().join("fs"), &format!("s{round}")).unwrap();
+        let engine = engine(&server.mountpoint);
+        for _ in 0..2 {
+            let report = run(&engine, &subject, &Goal::Heal);
+            assert_eq!(report.error, None);
+            assert_eq!(
+                subject.mountinfo().unwrap().lines().count(),
+                count,
+                "{report:?}"
+            );
+        }
+        assert_eq!(
+            subject.ask("read /proc/stat").unwrap(),
+            format!("ok s{round} /proc/stat")
+        );
+    }
+    let engine = engine(&server.mountpoint);
+    run(&engine, &subject, &Goal::Detach { selection: None });
+    assert_eq!(subject.mountinfo().unwrap(), bare);
+}
+
+#[test]
+fn dead_mounts_that_scripts_stacked_are_adopted_as_one() {
+    let dir = host();
+    let mut server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    // What `nsenter -m mount -B` does after each restart, without unmounting first.
+    let from = server.mountpoint.join("proc/meminfo");
+    let mut late = Subject::start(SUBJECT, &[]).unwrap();
+    for _ in 0..3 {
+        let bind = format!("bind {} /proc/meminfo", from.display());
+        assert_eq!(late.ask(&bind).unwrap(), "ok");
+    }
+    let stacked = late.mountinfo().unwrap().lines().count();
+    server.kill().unwrap();
+    drop(server);
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "two").unwrap();
+    let report = run(&engine(&server.mountpoint), &late, &Goal::Heal);
+    assert_eq!(
+        *outcome(&report, "/proc/meminfo"),
+        Outcome::Replaced { gapless: true }
+    );
+    assert_eq!(
+        late.ask("read /proc/meminfo").unwrap(),
+        "ok two /proc/meminfo"
+    );
+    assert_eq!(late.mountinfo().unwrap().lines().count(), stacked - 2);
+}
+
+#[test]
+fn the_containers_own_mounts_are_kept() {
+    let dir = host();
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let mut subject = Subject::start(SUBJECT, &[]).unwrap();
+    assert_eq!(subject.ask("tmpfs /mnt").unwrap(), "ok");
+    assert_eq!(subject.ask("file /mnt/mine").unwrap(), "ok");
+    assert_eq!(subject.ask("bind /mnt/mine /proc/stat").unwrap(), "ok");
+    let report = run(
+        &engine(&server.mountpoint),
+        &subject,
+        &attach("stat,meminfo"),
+    );
+    assert!(
+        matches!(
+            outcome(&report, "/proc/stat"),
+            Outcome::Skipped(Skip::UserMount { .. })
+        ),
+        "{report:?}"
+    );
+    assert_eq!(subject.ask("read /proc/stat").unwrap(), "ok untouched");
+    assert_eq!(*outcome(&report, "/proc/meminfo"), Outcome::Attached);
+}
+
+#[test]
+fn a_fake_proc_with_symlinks_is_refused() {
+    let dir = host();
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let mut subject = Subject::start(SUBJECT, &[]).unwrap();
+    for command in [
+        "tmpfs /tmp",
+        "file /tmp/victim",
+        "tmpfs /proc",
+        "symlink /tmp/victim /proc/meminfo",
+    ] {
+        assert_eq!(subject.ask(command).unwrap(), "ok", "{command}");
+    }
+    let (inside, host) = (subject.mountinfo().unwrap(), host_mounts());
+    let report = run(&engine(&server.mountpoint), &subject, &attach("meminfo"));
+    assert_eq!(
+        *outcome(&report, "/proc/meminfo"),
+        Outcome::Skipped(Skip::NotKernelFs {
+            found: "tmpfs".into()
+        })
+    );
+    assert_eq!(subject.mountinfo().unwrap(), inside);
+    assert_eq!(host_mounts(), host);
+}
+
+#[test]
+fn a_container_that_races_the_walk_changes_nothing_but_itself() {
+    let dir = host();
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    for options in [&[][..], &["--userns"][..]] {
+        let mut subject = Subject::start(SUBJECT, options).unwrap();
+        for command in ["tmpfs /tmp", "file /tmp/victim", "flip /proc"] {
+            assert_eq!(subject.ask(command).unwrap(), "ok", "{command}");
+        }
+        let host = host_mounts();
+        let engine = engine(&server.mountpoint);
+        let goal = attach("meminfo,stat,uptime");
+        let mut outcomes = std::collections::BTreeMap::new();
+        for _ in 0..300 {
+            for goal in [&goal, &Goal::Detach { selection: None }] {
+                for step in run(&engine, &subject, goal).steps {
+                    let name = format!("{:?}", step.outcome);
+                    let name = name.split([' ', '(']).next().unwrap_or("").to_owned();
+                    *outcomes.entry(name).or_insert(0) += 1;
+                }
+            }
+        }
+        println!("600 runs against a racing container {options:?}: {outcomes:?}");
+        assert_eq!(subject.ask("read /tmp/victim").unwrap(), "ok untouched");
+        for line in subject.mountinfo().unwrap().lines() {
+            let at = line.split(' ').nth(4).unwrap_or("");
+            assert!(
+                !line.contains("fuse.lxcfs") || at.starts_with("/proc/") || at.ends_with("/fs"),
+                "{line}"
+            );
+        }
+        assert_eq!(host_mounts(), host);
+    }
+}
+
+#[test]
+fn a_flood_of_mounts_costs_only_its_own_container() {
+    let dir = host();
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let mut hostile = Subject::start(SUBJECT, &[]).unwrap();
+    assert_eq!(hostile.ask("tmpfs /mnt").unwrap(), "ok");
+    assert_eq!(hostile.ask("flood 3000 /mnt").unwrap(), "ok");
+    let mut victim = Subject::start(SUBJECT, &[]).unwrap();
+    let options = EngineOptions {
+        mountinfo_limit: 64 << 10,
+        ..EngineOptions::default()
+    };
+    let limited = Arc::new(Engine::open(&server.mountpoint, options).unwrap());
+    let targets = vec![Target::process(hostile.pid), Target::process(victim.pid)];
+    let report = limited.run(targets.clone(), &attach("meminfo"));
+    let refused = report.containers[0].error.clone().unwrap();
+    assert!(refused.contains("more than 65536 bytes"), "{refused}");
+    assert_eq!(
+        victim.ask("read /proc/meminfo").unwrap(),
+        "ok one /proc/meminfo"
+    );
+    // With the ordinary limit the flooded container is served as well.
+    let report = engine(&server.mountpoint).run(targets, &attach("meminfo"));
+    assert!(report.succeeded(), "{report:?}");
+    assert_eq!(
+        hostile.ask("read /proc/meminfo").unwrap(),
+        "ok one /proc/meminfo"
+    );
+}
+
+#[test]
+fn a_process_number_that_was_reused_is_noticed() {
+    let dir = host();
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let (first, mut second) = (
+        Subject::start(SUBJECT, &[]).unwrap(),
+        Subject::start(SUBJECT, &[]).unwrap(),
+    );
+    let ns = std::fs::metadata(format!("/proc/{}/ns/mnt", first.pid))
+        .unwrap()
+        .ino();
+    // As if the number of the first had come to the second between finding and entering.
+    let reused = Target {
+        mnt_ns: Some(MountNs(ns)),
+        ..Target::process(second.pid)
+    };
+    let engine = engine(&server.mountpoint);
+    let report = engine.run(vec![reused], &attach("meminfo"));
+    assert_eq!(
+        report.containers[0].error.as_deref(),
+        Some(format!("process {} is gone", second.pid).as_str())
+    );
+    assert!(
+        second
+            .ask("read /proc/meminfo")
+            .unwrap()
+            .starts_with("ok MemTotal")
+    );
+    let ended = first.pid;
+    drop(first);
+    let report = engine.run(vec![Target::process(ended)], &attach("meminfo"));
+    assert!(report.containers[0].error.is_some(), "{report:?}");
+}
+
+#[test]
+fn the_host_itself_is_refused() {
+    let dir = host();
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let host = host_mounts();
+    let engine = engine(&server.mountpoint);
+    let report = engine.run(
+        vec![Target::process(std::process::id()), Target::process(1)],
+        &attach("default"),
+    );
+    let error = report.containers[0].error.as_deref().unwrap_or("");
+    assert!(error.contains("host's mount namespace"), "{report:?}");
+    assert!(report.containers[1].error.is_some(), "{report:?}");
+    assert_eq!(host_mounts(), host);
+}
+
+#[test]
+fn a_procfs_shared_with_the_host_is_refused() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    const NONE: Option<&str> = None;
+    let dir = host();
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let root = dir.path().join("image");
+    let proc = root.join("proc");
+    std::fs::create_dir_all(&proc).unwrap();
+    mount(Some("proc"), &proc, Some("proc"), MsFlags::empty(), NONE).unwrap();
+    mount(NONE, &proc, NONE, MsFlags::MS_SHARED, NONE).unwrap();
+    // Made without cutting propagation: its /proc is a peer of the host's mount.
+    let subject = Subject::start(
+        SUBJECT,
+        &["--keep-propagation", "--root", root.to_str().unwrap()],
+    )
+    .unwrap();
+    let host = host_mounts();
+    let report = run(&engine(&server.mountpoint), &subject, &attach("meminfo"));
+    let unchanged = host_mounts() == host;
+    drop(subject);
+    umount2(&proc, MntFlags::MNT_DETACH).unwrap();
+    assert!(
+        matches!(
+            outcome(&report, "/proc/meminfo"),
+            Outcome::Skipped(Skip::SharedWithHost { .. })
+        ),
+        "{report:?}"
+    );
+    assert!(unchanged);
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_do_and_does_nothing() {
+    let dir = host();
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let subject = Subject::start(SUBJECT, &[]).unwrap();
+    let before = subject.mountinfo().unwrap();
+    let options = EngineOptions {
+        dry_run: true,
+        ..EngineOptions::default()
+    };
+    let engine = Arc::new(Engine::open(&server.mountpoint, options).unwrap());
+    let report = run(&engine, &subject, &attach("meminfo"));
+    assert_eq!(
+        *outcome(&report, "/proc/meminfo"),
+        Outcome::Planned { action: "attach" }
+    );
+    assert_eq!(subject.mountinfo().unwrap(), before);
+}
+
+#[test]
+fn a_dead_or_missing_mount_is_no_source_and_the_error_says_why() {
+    let dir = host();
+    let open = |path: &Path| Engine::open(path, EngineOptions::default());
+    let text = open(dir.path()).err().unwrap().to_string();
+    assert!(
+        text.contains("nothing is mounted there") && text.contains("--mount"),
+        "{text}"
+    );
+    let text = open(Path::new("/proc")).err().unwrap().to_string();
+    assert!(text.contains("(proc)"), "{text}");
+    let mut server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    server.kill().unwrap();
+    let text = open(&server.mountpoint).err().unwrap().to_string();
+    assert!(text.contains("dead mount"), "{text}");
+}
+
+#[test]
+fn with_the_daemon_gone_dead_mounts_can_still_be_removed() {
+    let dir = host();
+    let mut server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let mut subject = Subject::start(SUBJECT, &[]).unwrap();
+    let before = subject.mountinfo().unwrap();
+    run(&engine(&server.mountpoint), &subject, &attach("default"));
+    server.kill().unwrap();
+    let engine = Arc::new(Engine::without_source(EngineOptions::default()).unwrap());
+    let report = run(&engine, &subject, &Goal::Detach { selection: None });
+    assert_eq!(
+        *outcome(&report, "/proc/meminfo"),
+        Outcome::Detached,
+        "{report:?}"
+    );
+    assert!(
+        subject
+            .ask("read /proc/meminfo")
+            .unwrap()
+            .starts_with("ok MemTotal")
+    );
+    assert_eq!(subject.mountinfo().unwrap(), before);
+}
+
+#[test]
+fn a_hundred_containers_with_ten_files_each_are_healed() {
+    const FILES: &str = "cpuinfo,meminfo,stat,uptime,diskstats,swaps,loadavg,slabinfo,vmstat,cpu";
+    let dir = host();
+    let mut subjects: Vec<Subject> = (0..100)
+        .map(|_| Subject::start(SUBJECT, &[]).unwrap())
+        .collect();
+    let mut server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
+    let targets: Vec<Target> = subjects.iter().map(|s| Target::process(s.pid)).collect();
+    let attached = engine(&server.mountpoint).run(targets, &attach(FILES));
+    assert_eq!(attached.totals().attached, 1000, "{:?}", attached.totals());
+    server.kill().unwrap();
+    drop(server);
+    let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "two").unwrap();
+
+    let engine = engine(&server.mountpoint);
+    let began = std::time::Instant::now();
+    let ours: std::collections::BTreeSet<u32> = subjects.iter().map(|s| s.pid).collect();
+    let found: Vec<Target> = Scan::default()
+        .containers()
+        .unwrap()
+        .into_iter()
+        .filter(|found| found.has_ours && ours.contains(&found.pid))
+        .map(Target::from)
+        .collect();
+    let scanned = began.elapsed();
+    assert_eq!(found.len(), 100);
+    let report: Report = engine.run(found, &Goal::Heal);
+    assert_eq!(report.totals().healed, 1000, "{:?}", report.totals());
+    println!(
+        "healed 100 containers x 10 files: scan {} us, heal {} us",
+        scanned.as_micros(),
+        report.elapsed_usec
+    );
+    for subject in &mut subjects {
+        assert_eq!(
+            subject.ask("read /proc/uptime").unwrap(),
+            "ok two /proc/uptime"
+        );
+    }
+}

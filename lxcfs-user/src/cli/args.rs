@@ -62,12 +62,139 @@ pub struct Cli {
 /// Everything that is not serving.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Gives running containers their own view, whatever runs them
+    Attach(AttachArgs),
+    /// Takes our mounts out of running containers: they see the host again
+    Detach(DetachArgs),
+    /// Replaces dead mounts of lxcfs in running containers
+    Heal(HealArgs),
+    /// Changes how much the running daemon logs
+    LogLevel(LogLevelArgs),
+    /// Tells whether the mount answers; exit status 1 if not
+    Probe(ProbeArgs),
     /// Runs the Kubernetes admission webhook (the program lxcfs-webhook)
     #[command(disable_help_flag = true)]
     Webhook(Passed),
     /// Prints Kubernetes manifests (the program lxcfs-webhook)
     #[command(disable_help_flag = true)]
     Manifests(Passed),
+}
+
+/// Which containers.
+#[derive(Debug, Default, Args)]
+pub struct TargetArgs {
+    /// All of them
+    #[arg(long)]
+    pub all: bool,
+    /// The container this process runs in (repeatable)
+    #[arg(long, value_name = "PID", action = clap::ArgAction::Append)]
+    pub pid: Vec<u32>,
+    /// The container whose id begins like this (repeatable)
+    #[arg(long, value_name = "ID", action = clap::ArgAction::Append)]
+    pub container: Vec<String>,
+}
+
+/// How a run over containers goes.
+#[derive(Debug, Default, Args)]
+pub struct RunArgs {
+    /// Attach from this mount [default: the configured one, else /var/lib/lxcfs]
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Report as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Report every file, also those that are as wanted
+    #[arg(long)]
+    pub verbose: bool,
+    /// Containers handled at the same time [default: one per core, at most 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub parallel: Option<u32>,
+    /// Time one container may take [default: 2000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=600_000))]
+    pub deadline_ms: Option<u32>,
+}
+
+/// `lxcfs attach`.
+#[derive(Debug, Args)]
+#[command(
+    group = clap::ArgGroup::new("who").args(["all", "pid", "container"]).required(true).multiple(true),
+    after_help = "Nothing is needed in the container's image and nothing is restarted. A second run \
+                  changes nothing. Files the container has mounted itself are left alone."
+)]
+pub struct AttachArgs {
+    /// Which containers.
+    #[command(flatten)]
+    pub targets: TargetArgs,
+    /// These files only, e.g. meminfo,cpuinfo,pressure; or all but some: -uptime
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    pub files: Option<String>,
+    /// Replace working mounts of another lxcfs
+    #[arg(long)]
+    pub takeover: bool,
+    /// How.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// `lxcfs detach`.
+#[derive(Debug, Args)]
+#[command(
+    group = clap::ArgGroup::new("who").args(["all", "pid", "container"]).required(true).multiple(true)
+)]
+pub struct DetachArgs {
+    /// Which containers.
+    #[command(flatten)]
+    pub targets: TargetArgs,
+    /// These files only
+    #[arg(long, value_name = "LIST")]
+    pub files: Option<String>,
+    /// How.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// `lxcfs heal`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Without --pid and --container: every container that has a mount of lxcfs, of this \
+                  one, of C lxcfs or of an earlier daemon."
+)]
+pub struct HealArgs {
+    /// Which containers.
+    #[command(flatten)]
+    pub targets: TargetArgs,
+    /// How.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// `lxcfs log-level`.
+#[derive(Debug, Args)]
+pub struct LogLevelArgs {
+    /// The new level, until the worker is replaced
+    #[arg(value_name = "LEVEL", value_parser = named::<LogLevel>())]
+    pub level: LogLevel,
+    /// Which daemon.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
+}
+
+/// `lxcfs probe`.
+#[derive(Debug, Args)]
+#[command(after_help = "For probes of Kubernetes and for scripts: `lxcfs probe /var/lib/lxcfs`.")]
+pub struct ProbeArgs {
+    /// The mount to read through the kernel
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mountpoint: PathBuf,
+    /// Give up after this long
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub deadline_ms: u64,
+    /// Read in this process, with no deadline
+    #[arg(long, hide = true)]
+    pub read: bool,
 }
 
 /// Arguments handed to another program unread.

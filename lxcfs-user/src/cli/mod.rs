@@ -2,7 +2,9 @@
 //! [`Config`](crate::config::Config), and the commands that are not serving.
 
 pub mod args;
+mod attach;
 mod legacy;
+mod remote;
 mod sibling;
 
 use std::ffi::OsString;
@@ -55,6 +57,11 @@ fn run(cli: Cli, arguments: &[OsString]) -> Result<ExitCode> {
             let _serve = serve(&cli.serve)?;
             anyhow::bail!("serving is not wired up yet")
         }
+        Some(Command::Attach(args)) => attach::attach(&args),
+        Some(Command::Detach(args)) => attach::detach(&args),
+        Some(Command::Heal(args)) => attach::heal(&args),
+        Some(Command::LogLevel(args)) => remote::log_level(&args),
+        Some(Command::Probe(args)) => remote::probe(&args),
         Some(Command::Webhook(passed)) => sibling::exec("serve", &passed.arguments),
         Some(Command::Manifests(passed)) => sibling::exec("manifests", &passed.arguments),
     }

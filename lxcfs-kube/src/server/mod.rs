@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
@@ -213,25 +213,35 @@ async fn review(
     Ok(response)
 }
 
+/// How many times the limit is read and thrown away before the connection is cut.
+const DISCARDED_LIMITS: usize = 16;
+
 async fn read_and_answer(state: &State, request: Request<Incoming>, endpoint: Endpoint) -> Answer {
-    let mut body = Limited::new(request.into_body(), state.limits.body_bytes);
+    let limit = state.limits.body_bytes;
+    let mut body = request.into_body();
     let mut bytes = Vec::new();
     let read = timeout(state.limits.patience, async {
+        // What is too much is still taken off the wire, up to a point: a client that is
+        // busy sending would not see the answer.
+        let mut discarded = 0;
         while let Some(frame) = body.frame().await {
             match frame.map(hyper::body::Frame::into_data) {
-                Ok(Ok(data)) => bytes.extend_from_slice(&data),
-                Ok(Err(_trailers)) => {}
-                Err(error) => {
-                    let large = error.is::<http_body_util::LengthLimitError>();
-                    return Err(if large {
-                        Fault::TooLarge
-                    } else {
-                        Fault::Malformed
-                    });
+                Ok(Ok(data)) if discarded == 0 && bytes.len() + data.len() <= limit => {
+                    bytes.extend_from_slice(&data);
                 }
+                Ok(Ok(data)) => discarded += data.len(),
+                Ok(Err(_trailers)) => {}
+                Err(_) => return Err(Fault::Malformed),
+            }
+            if discarded > limit * DISCARDED_LIMITS {
+                break;
             }
         }
-        Ok(())
+        if discarded == 0 {
+            Ok(())
+        } else {
+            Err(Fault::TooLarge)
+        }
     })
     .await
     .unwrap_or(Err(Fault::Timeout));

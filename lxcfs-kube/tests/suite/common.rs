@@ -61,6 +61,18 @@ pub(crate) fn apply(pod: &Value, decision: &Decision) -> Value {
     patched
 }
 
+/// Applies the patch of an AdmissionReview's response.
+pub(crate) fn apply_patch(pod: &Value, response: &Value) -> Value {
+    let mut patched = pod.clone();
+    if !response["patch"].is_null() {
+        let patch: k8s_openapi::ByteString =
+            serde_json::from_value(response["patch"].clone()).unwrap();
+        let patch: json_patch::Patch = serde_json::from_slice(&patch.0).unwrap();
+        json_patch::patch(&mut patched, &patch).unwrap();
+    }
+    patched
+}
+
 /// Mount paths of container `index` of `list`, in order.
 pub(crate) fn mount_paths(pod: &Value, list: &str, index: usize) -> Vec<String> {
     pod["spec"][list][index]["volumeMounts"]

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod api;
 mod common;
 mod generated;
 mod mutation;
+mod process;
+mod wire;

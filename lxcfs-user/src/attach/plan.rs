@@ -330,12 +330,11 @@ impl Planner<'_> {
             .find(|mount| !matches!(mount.fs_type.as_str(), FS_TYPE | "tmpfs" | "devtmpfs"))
     }
 
-    /// Every visible dead mount.
-    fn heal(&self) -> Vec<Step> {
-        let mut steps = Vec::new();
-        let mut seen = BTreeSet::new();
+    /// Paths that carry a mount of our type, and what becomes of each.
+    fn heal(&self) -> BTreeMap<PathBuf, Action> {
+        let mut actions = BTreeMap::new();
         for mount in self.table.mounts() {
-            if mount.fs_type != FS_TYPE || !seen.insert(&mount.mount_point) {
+            if mount.fs_type != FS_TYPE || actions.contains_key(&mount.mount_point) {
                 continue;
             }
             let stack = self.table.stack(&mount.mount_point);
@@ -348,13 +347,28 @@ impl Planner<'_> {
                 Some(Ours::Live) => Action::Skip(Skip::UpToDate),
                 None => continue,
             };
-            steps.push(Step {
-                path: mount.mount_point.clone(),
-                action,
-            });
+            actions.insert(mount.mount_point.clone(), action);
         }
-        steps
+        actions
     }
+}
+
+/// Puts directories before what lies in them, and leaves that out when the directory is
+/// mounted anew: it goes with the old mount or is hidden by the new one.
+fn in_order(actions: BTreeMap<PathBuf, Action>) -> Vec<Step> {
+    let mut renewed: Vec<PathBuf> = Vec::new();
+    let mut steps = Vec::new();
+    // A map of paths is ordered by component: parents come first.
+    for (path, action) in actions {
+        if renewed.iter().any(|above| path.starts_with(above)) {
+            continue;
+        }
+        if matches!(action, Action::Attach { .. } | Action::Replace { .. }) {
+            renewed.push(path.clone());
+        }
+        steps.push(Step { path, action });
+    }
+    steps
 }
 
 fn detach(table: &MountTable, facts: &Facts, selection: Option<&Selection>) -> Vec<Step> {
@@ -438,12 +452,14 @@ fn without(table: &MountTable, mut gone: BTreeSet<MountId>) -> MountTable {
 pub fn plan(table: &MountTable, facts: &Facts, goal: &Goal) -> Vec<Step> {
     match goal {
         Goal::Detach { selection } => detach(table, facts, selection.as_ref()),
-        Goal::Heal => Planner {
-            table,
-            facts,
-            takeover: false,
-        }
-        .heal(),
+        Goal::Heal => in_order(
+            Planner {
+                table,
+                facts,
+                takeover: false,
+            }
+            .heal(),
+        ),
         Goal::Attach {
             selection,
             takeover,
@@ -453,17 +469,13 @@ pub fn plan(table: &MountTable, facts: &Facts, goal: &Goal) -> Vec<Step> {
                 facts,
                 takeover: *takeover,
             };
-            let mut steps: Vec<Step> = planner
-                .heal()
-                .into_iter()
-                .filter(|step| !selection.contains(&step.path))
-                .collect();
+            let mut actions = planner.heal();
             for entry in selection.entries() {
                 let path = Path::new("/").join(entry.path);
                 let action = planner.attach(&path, entry.kind == Kind::Dir);
-                steps.push(Step { path, action });
+                actions.insert(path, action);
             }
-            steps
+            in_order(actions)
         }
     }
 }

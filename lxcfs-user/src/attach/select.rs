@@ -1,9 +1,10 @@
 //! Owns which virtual files a container gets: the catalogue's defaults, or what the user
-//! named. Pure.
+//! named in the grammar of [`lxcfs_common::pod`]. Pure.
 
 use std::collections::BTreeSet;
 
-use lxcfs_common::catalogue::{self, Attach, CATALOGUE, Entry, Kind};
+use lxcfs_common::catalogue::{self, CATALOGUE, Entry};
+use lxcfs_common::pod;
 
 use super::AttachError;
 
@@ -23,39 +24,17 @@ impl Default for Selection {
     }
 }
 
-/// Whether an entry can be bound on its own.
-fn bindable(entry: &Entry) -> bool {
-    matches!(entry.kind, Kind::File(_)) || entry.attach != Attach::Within
-}
-
-fn find(name: &str) -> Option<Vec<&'static str>> {
-    let name = name.trim_matches('/');
-    let exact = catalogue::by_path(name).filter(|entry| bindable(entry));
-    if let Some(entry) = exact {
-        return Some(vec![entry.path]);
-    }
-    // `pressure`, `proc/pressure`: all files of that directory.
-    let below: Vec<&'static str> = CATALOGUE
-        .iter()
-        .filter(|entry| bindable(entry) && entry.attach == Attach::Default)
-        .filter(|entry| {
-            entry
-                .path
-                .rsplit_once('/')
-                .is_some_and(|(parent, _)| parent == name || parent == format!("proc/{name}"))
-        })
-        .map(|entry| entry.path)
-        .collect();
-    if !below.is_empty() && name != "proc" {
-        return Some(below);
-    }
-    for prefix in ["proc/", "sys/devices/system/"] {
-        let path = format!("{prefix}{name}");
-        if let Some(entry) = catalogue::by_path(&path).filter(|entry| bindable(entry)) {
-            return Some(vec![entry.path]);
+impl FromIterator<&'static Entry> for Selection {
+    /// Entries that cannot be bound on their own are left out.
+    fn from_iter<T: IntoIterator<Item = &'static Entry>>(entries: T) -> Self {
+        Self {
+            paths: entries
+                .into_iter()
+                .filter(|entry| pod::attachable(entry))
+                .map(|entry| entry.path)
+                .collect(),
         }
     }
-    None
 }
 
 impl Selection {
@@ -66,45 +45,27 @@ impl Selection {
         }
     }
 
-    /// Parses a list such as `meminfo,cpuinfo,/proc/pressure/cpu,cpu`, `default,node`
-    /// or `-uptime` (the defaults without that file). `pressure` means all of it.
+    /// Reads a list such as `meminfo,cpuinfo,pressure/cpu,cpu`, `default,node` or
+    /// `-uptime` (the defaults without that file). `pressure` means all of it.
     ///
     /// # Errors
     /// A name that the catalogue does not have.
     pub fn parse(list: &str) -> Result<Self, AttachError> {
-        let names: Vec<&str> = list
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty())
-            .collect();
-        let only_removals = names.iter().all(|name| name.starts_with('-'));
-        let mut selection = if only_removals {
-            Self::default()
-        } else {
-            Self::none()
-        };
-        for name in names {
-            let (remove, bare) = match name.strip_prefix('-') {
-                Some(bare) => (true, bare),
-                None => (false, name),
-            };
-            let found = if bare == "default" {
-                Self::default().paths.into_iter().collect()
-            } else {
-                find(bare).ok_or_else(|| AttachError::UnknownFile {
-                    name: bare.to_owned(),
-                    known: known(),
-                })?
-            };
-            for path in found {
-                if remove {
-                    selection.paths.remove(path);
-                } else {
-                    selection.paths.insert(path);
-                }
-            }
+        match pod::Selection(list).unknown_files().next() {
+            Some(name) => Err(AttachError::UnknownFile {
+                name: name.to_owned(),
+                known: known(),
+            }),
+            None => Ok(Self::lenient(list)),
         }
-        Ok(selection)
+    }
+
+    /// The same for lists that come from a pod: unknown names select nothing.
+    pub fn lenient(list: &str) -> Self {
+        CATALOGUE
+            .iter()
+            .filter(|entry| pod::Selection(list).picks_file(entry))
+            .collect()
     }
 
     /// Entries in catalogue order.
@@ -132,6 +93,14 @@ impl Selection {
             .is_some_and(|path| self.paths.contains(path.trim_start_matches('/')))
     }
 
+    /// What is in this selection and not in `other`.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self {
+            paths: self.paths.difference(&other.paths).copied().collect(),
+        }
+    }
+
     /// Nothing selected.
     pub fn is_empty(&self) -> bool {
         self.paths.is_empty()
@@ -141,8 +110,8 @@ impl Selection {
 fn known() -> String {
     let names: Vec<&str> = CATALOGUE
         .iter()
-        .filter(|entry| bindable(entry))
-        .map(|entry| entry.path)
+        .filter(|entry| pod::attachable(entry))
+        .map(pod::file_name)
         .collect();
     names.join(", ")
 }
@@ -174,7 +143,10 @@ mod tests {
     #[test]
     fn a_directory_of_files_means_all_of_them() {
         assert_eq!(paths("pressure").len(), 4);
-        assert_eq!(paths("/proc/pressure"), paths("pressure"));
+        assert_eq!(
+            paths("-pressure").len(),
+            Selection::default().entries().count() - 4
+        );
     }
 
     #[test]
@@ -197,7 +169,7 @@ mod tests {
     fn an_unknown_name_is_answered_with_the_known_ones() {
         let text = Selection::parse("memifno").unwrap_err().to_string();
         assert!(
-            text.contains("memifno") && text.contains("proc/meminfo"),
+            text.contains("memifno") && text.contains("meminfo"),
             "{text}"
         );
         assert!(Selection::parse("proc").is_err());

@@ -179,6 +179,20 @@ impl MountTable {
         }
     }
 
+    /// The table as a process would read it whose root directory is `root`: mount points
+    /// are relative to it, and mounts elsewhere are left out.
+    #[must_use]
+    pub fn below(&self, root: &Path) -> Self {
+        let inside = self.mounts.iter().filter_map(|mount| {
+            let below = mount.mount_point.strip_prefix(root).ok()?;
+            Some(Mount {
+                mount_point: Path::new("/").join(below),
+                ..mount.clone()
+            })
+        });
+        Self::new(inside.collect())
+    }
+
     /// Every mount, in the kernel's order.
     pub fn mounts(&self) -> &[Mount] {
         &self.mounts

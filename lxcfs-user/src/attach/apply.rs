@@ -113,6 +113,15 @@ impl Entered {
         Ok(entered)
     }
 
+    /// Takes `root`, a path without symlinks below the present one, as the container's root.
+    ///
+    /// # Errors
+    /// There is no such directory.
+    pub fn descend(&mut self, root: &Path) -> Result<(), AttachError> {
+        self.root = open_path(self.root.as_fd(), root).map_err(|err| AttachError::io(root, err))?;
+        Ok(())
+    }
+
     /// Whether the process still runs.
     pub fn is_alive(&self) -> bool {
         let mut fds = [nix::poll::PollFd::new(

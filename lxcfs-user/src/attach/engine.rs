@@ -17,7 +17,7 @@ use super::apply::{Entered, Visitor};
 use super::discover::{Discovered, MountNs, Scan};
 use super::identity::ContainerRef;
 use super::plan::{self, Action, Facts, Goal, Liveness};
-use super::report::{ContainerReport, Report, StepReport, usec};
+use super::report::{ContainerReport, Outcome, Report, StepReport, usec};
 use super::{AttachError, FS_TYPE, probe};
 use crate::mountinfo::{self, Device};
 
@@ -60,6 +60,9 @@ pub struct Target {
     pub mnt_ns: Option<MountNs>,
     /// For the report.
     pub container: Option<ContainerRef>,
+    /// Directory that will be the container's root, when the process has not moved there
+    /// yet: a path without symlinks in the process's own view.
+    pub root: Option<PathBuf>,
 }
 
 impl Target {
@@ -69,6 +72,7 @@ impl Target {
             pid,
             mnt_ns: None,
             container: None,
+            root: None,
         }
     }
 }
@@ -79,6 +83,7 @@ impl From<Discovered> for Target {
             pid: found.pid,
             mnt_ns: Some(found.mnt_ns),
             container: found.container,
+            root: None,
         }
     }
 }
@@ -201,9 +206,6 @@ impl Engine {
     }
 
     /// Handles one target on the calling thread, without a deadline.
-    ///
-    /// # Errors
-    /// The container cannot be read or entered.
     fn handle(
         &self,
         visitor: &Visitor,
@@ -212,12 +214,44 @@ impl Engine {
         seen: &Mutex<BTreeMap<Device, Liveness>>,
         cancelled: &AtomicBool,
     ) -> Result<Vec<StepReport>, AttachError> {
-        let entered = Entered::open(target.pid, target.mnt_ns, &self.host)?;
+        let (mut reports, again) = self.pass(visitor, target, goal, seen, cancelled)?;
+        if again {
+            let (more, _) = self.pass(visitor, target, goal, seen, cancelled)?;
+            // What the first pass did is kept where the second found nothing to do.
+            reports.retain(|step| !matches!(step.outcome, Outcome::Skipped(_)));
+            let done: BTreeSet<PathBuf> = reports.iter().map(|step| step.path.clone()).collect();
+            reports.extend(more.into_iter().filter(|step| {
+                !matches!(step.outcome, Outcome::Skipped(_)) || !done.contains(&step.path)
+            }));
+        }
+        Ok(reports)
+    }
+
+    /// Reads, plans and applies once; the second value asks for another pass.
+    ///
+    /// # Errors
+    /// The container cannot be read or entered.
+    fn pass(
+        &self,
+        visitor: &Visitor,
+        target: &Target,
+        goal: &Goal,
+        seen: &Mutex<BTreeMap<Device, Liveness>>,
+        cancelled: &AtomicBool,
+    ) -> Result<(Vec<StepReport>, bool), AttachError> {
+        let mut entered = Entered::open(target.pid, target.mnt_ns, &self.host)?;
         let text = entered.read("mountinfo", self.options.mountinfo_limit)?;
         let table = mountinfo::parse(&text).map_err(|source| AttachError::Mountinfo {
             pid: target.pid,
             source,
         })?;
+        let table = match &target.root {
+            Some(root) => {
+                entered.descend(root)?;
+                table.below(root)
+            }
+            None => table,
+        };
         let served = self.device();
         let mut liveness = BTreeMap::new();
         for (device, path) in plan::devices_to_probe(&table, served) {
@@ -243,7 +277,7 @@ impl Engine {
         };
         let steps = plan::plan(&table, &facts, goal);
         if self.options.dry_run {
-            return Ok(steps.iter().map(StepReport::planned).collect());
+            return Ok((steps.iter().map(StepReport::planned).collect(), false));
         }
         let source = self.source.as_ref().map(|source| source.dir.as_fd());
         let reports = visitor.apply(&entered, source, &steps, self.options.gapless, cancelled)?;
@@ -253,7 +287,7 @@ impl Engine {
         if acted && !entered.is_alive() {
             return Err(AttachError::Gone { pid: target.pid });
         }
-        Ok(reports)
+        Ok((reports, plan::uncovers(&steps, goal)))
     }
 }
 

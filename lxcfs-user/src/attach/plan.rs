@@ -448,6 +448,15 @@ fn without(table: &MountTable, mut gone: BTreeSet<MountId>) -> MountTable {
     )
 }
 
+/// Whether carrying out `steps` can bring mounts to light that were hidden: a dead mount
+/// was taken off a live one, and the plan has to be made again.
+pub fn uncovers(steps: &[Step], goal: &Goal) -> bool {
+    !matches!(goal, Goal::Detach { .. })
+        && steps
+            .iter()
+            .any(|step| matches!(step.action, Action::Detach { .. }))
+}
+
 /// Decides what to do. Steps are to be carried out in order.
 pub fn plan(table: &MountTable, facts: &Facts, goal: &Goal) -> Vec<Step> {
     match goal {

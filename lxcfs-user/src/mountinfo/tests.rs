@@ -98,6 +98,25 @@ fn a_chrooted_process_has_mounts_without_a_root_mount() {
 }
 
 #[test]
+fn a_table_seen_from_a_directory_has_only_what_lies_in_it() {
+    let table = parse(
+        b"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:5 / /proc rw - proc proc rw\n\
+          3 1 0:6 / /run/c/rootfs rw - overlay o rw\n4 3 0:5 / /run/c/rootfs/proc rw - proc proc rw\n",
+    )
+    .unwrap();
+    let inside = table.below(Path::new("/run/c/rootfs"));
+    assert_eq!(inside.mounts().len(), 2);
+    assert_eq!(
+        inside.stack(Path::new("/proc")).top().unwrap().id,
+        MountId(4)
+    );
+    assert_eq!(
+        inside.walk(Path::new("/etc")).last().unwrap().id,
+        MountId(3)
+    );
+}
+
+#[test]
 fn malformed_lines_name_their_number_and_field() {
     let err = parse(b"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 05 / /proc rw - proc proc rw\n")
         .unwrap_err();

@@ -574,7 +574,11 @@ mod properties {
         #[test]
         fn a_second_run_has_nothing_left_to_do(before in any_table(), heal in any::<bool>()) {
             let goal = if heal { Goal::Heal } else { wanted("default") };
-            let after = carry_out(&before, &plan(&before, &all_facts(), &goal));
+            let first = plan(&before, &all_facts(), &goal);
+            let mut after = carry_out(&before, &first);
+            if uncovers(&first, &goal) {
+                after = carry_out(&after, &plan(&after, &all_facts(), &goal));
+            }
             for step in plan(&after, &all_facts(), &goal) {
                 prop_assert!(matches!(step.action, Action::Skip(_)), "{step:?}");
             }

@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod cpuset;
+pub mod daemon;
 pub mod engine;
 pub mod history;
 pub mod host;

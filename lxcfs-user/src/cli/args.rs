@@ -68,6 +68,10 @@ pub enum Command {
     Detach(DetachArgs),
     /// Replaces dead mounts of lxcfs in running containers
     Heal(HealArgs),
+    /// Tells what works on this machine, what does not, and what to do; exit status 1 if broken
+    Doctor(DoctorArgs),
+    /// Tells how the running daemon is
+    Status(StatusArgs),
     /// Changes how much the running daemon logs
     LogLevel(LogLevelArgs),
     /// Tells whether the mount answers; exit status 1 if not
@@ -169,6 +173,31 @@ pub struct HealArgs {
     /// How.
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+/// `lxcfs doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Look at this mount [default: the configured one, else /var/lib/lxcfs]
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Which daemon.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
+}
+
+/// `lxcfs status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Which daemon.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
 }
 
 /// `lxcfs log-level`.

@@ -194,7 +194,7 @@ fn outcome(outcome: &Outcome) -> String {
     }
 }
 
-fn reason(skip: &Skip) -> String {
+pub(super) fn reason(skip: &Skip) -> String {
     match skip {
         Skip::UpToDate => "attached already".to_owned(),
         Skip::NotKernelFs { found } => format!("not on procfs or sysfs but on {found}"),

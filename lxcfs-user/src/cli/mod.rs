@@ -3,6 +3,7 @@
 
 pub mod args;
 mod attach;
+mod doctor;
 mod legacy;
 mod remote;
 mod sibling;
@@ -60,6 +61,8 @@ fn run(cli: Cli, arguments: &[OsString]) -> Result<ExitCode> {
         Some(Command::Attach(args)) => attach::attach(&args),
         Some(Command::Detach(args)) => attach::detach(&args),
         Some(Command::Heal(args)) => attach::heal(&args),
+        Some(Command::Doctor(args)) => doctor::doctor(&args),
+        Some(Command::Status(args)) => remote::status(&args),
         Some(Command::LogLevel(args)) => remote::log_level(&args),
         Some(Command::Probe(args)) => remote::probe(&args),
         Some(Command::Webhook(passed)) => sibling::exec("serve", &passed.arguments),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::args::{FileArgs, LogLevelArgs, ProbeArgs, RuntimeArgs};
+use super::args::{FileArgs, LogLevelArgs, ProbeArgs, RuntimeArgs, StatusArgs};
 use super::file_settings;
 use crate::config::{self, DEFAULT_RUNTIME_DIR};
 use crate::observe::{client, probe};
@@ -47,11 +47,45 @@ pub(super) fn probe(args: &ProbeArgs) -> Result<ExitCode> {
         println!("{}", probe::read_mount(&args.mountpoint));
         return Ok(ExitCode::SUCCESS);
     }
-    let program = std::env::current_exe().context("cannot tell our own program")?;
     let deadline = Duration::from_millis(args.deadline_ms);
-    probe::MountProbe::new(program, args.mountpoint.clone(), deadline)
-        .check()
-        .map_err(anyhow::Error::msg)?;
+    probe_mount(&args.mountpoint, deadline).map_err(anyhow::Error::msg)?;
     println!("ok");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the mount answers another process within `deadline`.
+pub(super) fn probe_mount(mountpoint: &Path, deadline: Duration) -> Result<(), String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    probe::MountProbe::new(program, mountpoint.to_owned(), deadline).check()
+}
+
+pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
+    let answer = ask(&args.runtime, false, "/status")?;
+    if args.json {
+        print!("{}", answer.body);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let status: serde_json::Value =
+        serde_json::from_str(&answer.body).context("the daemon's answer makes no sense")?;
+    println!("{}", one_line(&status));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A daemon's status in a sentence.
+pub(super) fn one_line(status: &serde_json::Value) -> String {
+    let text = |key: &str| status[key].as_str().unwrap_or("?").to_owned();
+    let number = |key: &str| status[key].as_u64().unwrap_or(0);
+    let view = if status["host_view"].as_bool().unwrap_or(false) {
+        "; SIGUSR2 has switched all views to the host's"
+    } else {
+        ""
+    };
+    format!(
+        "lxcfs {} serves {} (worker {}, up {} s, {} workers so far){view}",
+        text("version"),
+        text("mountpoint"),
+        number("worker_pid"),
+        number("uptime_seconds"),
+        number("workers_started"),
+    )
 }

@@ -5,5 +5,6 @@
 //! Nothing here does I/O and nothing here allocates.
 #![no_std]
 
+pub mod bpf;
 pub mod catalogue;
 pub mod pod;

@@ -5,6 +5,7 @@
 //! `cli` (wire). ARCHITECTURE.md draws the map.
 
 pub mod attach;
+pub mod bpf;
 pub mod cgroup;
 pub mod cli;
 pub mod config;

@@ -5,6 +5,7 @@ pub mod burner;
 pub mod cgroup;
 pub mod container;
 pub mod mount;
+pub mod scratch;
 pub mod subject;
 
 use std::path::{Path, PathBuf};

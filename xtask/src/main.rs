@@ -4,6 +4,7 @@
 //! this file only lists them. To add one: write the file, add a variant and a match arm here.
 
 mod bench;
+mod build_ebpf;
 mod check;
 mod command;
 mod peer;
@@ -32,6 +33,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Bench(bench::Args),
+    BuildEbpf(build_ebpf::Args),
     Check(check::Args),
     Setup(setup::Args),
     Test(test::Args),
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Bench(args) => args.run(),
+        Command::BuildEbpf(args) => args.run(),
         Command::Check(args) => args.run(),
         Command::Setup(args) => args.run(),
         Command::Test(args) => args.run(),

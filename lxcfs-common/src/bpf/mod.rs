@@ -1,0 +1,14 @@
+//! What crosses between the eBPF programs and userspace: the kernel's field offsets going
+//! in, counters and records coming out.
+//!
+//! Every type is `repr(C)` without implicit padding, because the programs write it field by
+//! field and userspace reads it as bytes; the sizes are asserted where the type is defined.
+
+mod layout;
+mod records;
+
+pub use layout::{ABSENT, KernelLayout};
+pub use records::{
+    BlockCounters, BlockKey, CarriedKey, CgroupLoad, ContainerRecord, CpuTimes, Event, EventKind,
+    LossCounter, MAX_CGROUP_DEPTH,
+};

@@ -1,0 +1,221 @@
+//! Disk requests per cgroup: how many were done, how long they took, how many were merged.
+//!
+//! The kernel keeps bytes and operations per cgroup (`io.stat`) but no times and no merges;
+//! a request takes tens of microseconds at the least, the count some ten nanoseconds.
+
+use core::arch::asm;
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    helpers::bpf_ktime_get_ns,
+    macros::map,
+    maps::HashMap,
+};
+use lxcfs_common::bpf::{BlockCounters, BlockKey, LossCounter};
+
+use crate::kernel::{Address, Direct, Memory, Probe, cgroup_id, known, layout, lose};
+
+/// Counters per cgroup, device and operation.
+#[map]
+static BLOCK: HashMap<BlockKey, BlockCounters> =
+    HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
+
+/// The value new entries start from; a constant, so that no `memset` is called for it.
+static NOTHING: BlockCounters = BlockCounters { requests: 0, merges: 0, nsec: 0, bytes: 0 };
+
+const REQ_OP_MASK: u32 = 0xff;
+const REQ_OP_DISCARD: u32 = 3;
+const REQ_OP_SECURE_ERASE: u32 = 5;
+
+/// Arguments of `block_rq_complete`.
+#[repr(C)]
+struct CompletionArguments {
+    request: Address,
+    error: u64,
+    bytes: u64,
+}
+
+/// Arguments of `block_bio_backmerge` and `block_bio_frontmerge`.
+#[repr(C)]
+struct MergeArguments {
+    first: Address,
+    second: Address,
+    third: Address,
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tp_btf/block_done")]
+extern "C" fn block_done(context: *const CompletionArguments) -> i32 {
+    // SAFETY: the kernel calls the program with the tracepoint's arguments.
+    unsafe { completed::<Direct>((*context).request, (*context).bytes as u32) }
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tp_btf/block_done_pr")]
+extern "C" fn block_done_pr(context: *const CompletionArguments) -> i32 {
+    // SAFETY: as above.
+    unsafe { completed::<Probe>((*context).request, (*context).bytes as u32) }
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tp_btf/block_backmerge")]
+extern "C" fn block_backmerge(context: *const MergeArguments) -> i32 {
+    // SAFETY: as above.
+    unsafe { merged::<Direct>(context) }
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tp_btf/block_backmerge_pr")]
+extern "C" fn block_backmerge_pr(context: *const MergeArguments) -> i32 {
+    // SAFETY: as above.
+    unsafe { merged::<Probe>(context) }
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tp_btf/block_frontmerge")]
+extern "C" fn block_frontmerge(context: *const MergeArguments) -> i32 {
+    // SAFETY: as above.
+    unsafe { merged::<Direct>(context) }
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tp_btf/block_frontmerge_pr")]
+extern "C" fn block_frontmerge_pr(context: *const MergeArguments) -> i32 {
+    // SAFETY: as above.
+    unsafe { merged::<Probe>(context) }
+}
+
+/// `BPF_XADD`: requests finish on all CPUs at once. `core` offers no atomic addition for
+/// this target, because the first BPF instruction set had none that returns a value.
+#[inline(always)]
+unsafe fn atomic_add(counter: *mut u64, delta: u64) {
+    // SAFETY: the caller gives a pointer into a map value.
+    unsafe {
+        asm!("lock *(u64 *)({counter} + 0) += {delta}",
+            counter = in(reg) counter, delta = in(reg) delta, options(nostack));
+    }
+}
+
+/// Column group of diskstats for an operation.
+#[inline(always)]
+fn column(op: u32) -> u32 {
+    let op = op & REQ_OP_MASK;
+    if op == REQ_OP_DISCARD || op == REQ_OP_SECURE_ERASE { 2 } else { op & 1 }
+}
+
+/// Id of the cgroup a bio is charged to, 0 when it is charged to none.
+#[inline(always)]
+unsafe fn charged_to<M: Memory>(bio: Address) -> u64 {
+    // SAFETY: the caller checked `bio`; the others are null-checked here.
+    unsafe {
+        let blkg = M::pointer_at(bio, layout!(bio_blkg));
+        if blkg.is_null() {
+            return 0;
+        }
+        let blkcg = M::pointer_at(blkg, layout!(blkg_blkcg));
+        if blkcg.is_null() {
+            return 0;
+        }
+        let cgroup = M::pointer_at(blkcg, layout!(blkcg_css) + layout!(css_cgroup));
+        if cgroup.is_null() { 0 } else { cgroup_id::<M>(cgroup) }
+    }
+}
+
+/// Adds to the counters of one cgroup, device and operation.
+#[inline(always)]
+unsafe fn add<M: Memory>(bio: Address, disk: Address, op: u32, delta: BlockCounters) {
+    if bio.is_null() || disk.is_null() {
+        return;
+    }
+    // SAFETY: both pointers are not null; the counters are updated atomically.
+    unsafe {
+        let key = BlockKey {
+            cgroup: charged_to::<M>(bio),
+            major: M::u32_at(disk, layout!(disk_major)),
+            minor: M::u32_at(disk, layout!(disk_first_minor)),
+            op: column(op),
+            pad: 0,
+        };
+        let mut entry = BLOCK.get_ptr_mut(key);
+        if entry.is_none() {
+            // Another CPU may have been faster; then the insert fails and the entry is there.
+            let _ = BLOCK.insert(key, &NOTHING, u64::from(BPF_NOEXIST));
+            entry = BLOCK.get_ptr_mut(key);
+        }
+        let Some(counters) = entry else {
+            lose(LossCounter::Block);
+            return;
+        };
+        atomic_add(&raw mut (*counters).requests, delta.requests);
+        atomic_add(&raw mut (*counters).merges, delta.merges);
+        atomic_add(&raw mut (*counters).nsec, delta.nsec);
+        atomic_add(&raw mut (*counters).bytes, delta.bytes);
+    }
+}
+
+#[inline(always)]
+unsafe fn completed<M: Memory>(request: Address, bytes: u32) -> i32 {
+    // SAFETY: each pointer is null-checked before it is followed.
+    unsafe {
+        // A request done in parts is counted with its last part.
+        if request.is_null() {
+            return 0;
+        }
+        let done = bytes >= M::u32_at(request, layout!(request_data_len));
+        let mut nsec = 0;
+        let start = M::u64_at(request, layout!(request_start_time));
+        if done && start != 0 {
+            nsec = bpf_ktime_get_ns().saturating_sub(start);
+        }
+        let mut disk = core::ptr::null();
+        if known!(queue_disk) {
+            let queue = M::pointer_at(request, layout!(request_queue));
+            if !queue.is_null() {
+                disk = M::pointer_at(queue, layout!(queue_disk));
+            }
+        } else if known!(request_disk) {
+            disk = M::pointer_at(request, layout!(request_disk));
+        }
+        add::<M>(
+            M::pointer_at(request, layout!(request_bio)),
+            disk,
+            M::u32_at(request, layout!(request_cmd_flags)),
+            BlockCounters { requests: done as u64, merges: 0, nsec, bytes: u64::from(bytes) },
+        );
+    }
+    0
+}
+
+#[inline(always)]
+unsafe fn merged<M: Memory>(context: *const MergeArguments) -> i32 {
+    // SAFETY: each pointer is null-checked before it is followed; the argument number is a
+    // constant to the verifier, so only the branch that fits this kernel is checked.
+    unsafe {
+        let bio = if layout!(gate_merge_bio) == 0 {
+            core::ptr::read_volatile(&raw const (*context).first)
+        } else if layout!(gate_merge_bio) == 2 {
+            core::ptr::read_volatile(&raw const (*context).third)
+        } else {
+            core::ptr::null()
+        };
+        if bio.is_null() {
+            return 0;
+        }
+        let mut disk = core::ptr::null();
+        if known!(bio_bdev, bdev_disk) {
+            let device = M::pointer_at(bio, layout!(bio_bdev));
+            if !device.is_null() {
+                disk = M::pointer_at(device, layout!(bdev_disk));
+            }
+        } else if known!(bio_disk) {
+            disk = M::pointer_at(bio, layout!(bio_disk));
+        }
+        add::<M>(
+            bio,
+            disk,
+            M::u32_at(bio, layout!(bio_opf)),
+            BlockCounters { requests: 0, merges: 1, nsec: 0, bytes: 0 },
+        );
+    }
+    0
+}

@@ -1,0 +1,206 @@
+//! `load_tasks`: one walk over all threads, counting into a table keyed by cgroup id.
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    macros::map,
+    maps::{Array, HashMap},
+};
+use lxcfs_common::bpf::{CgroupLoad, LossCounter, MAX_CGROUP_DEPTH};
+
+use crate::kernel::{
+    Address, Direct, Memory, Probe, cgroup_id, cgroup_parent, known, layout, lose, v1_cgroup,
+    v2_cgroup,
+};
+
+const TASK_UNINTERRUPTIBLE: u32 = 0x2;
+const TASK_NOLOAD: u32 = 0x400;
+/// 6.1 and later; no other state uses the bit before.
+const TASK_FROZEN: u32 = 0x8000;
+
+/// Counts per v2 cgroup id.
+#[map]
+static LOAD_V2: HashMap<u64, CgroupLoad> = HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
+
+/// Counts per cgroup id of the v1 hierarchy that is counted. Ids are unique only within one
+/// hierarchy, so the two tables are never mixed.
+#[map]
+static LOAD_V1: HashMap<u64, CgroupLoad> = HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
+
+/// Number of the present walk, set by userspace before it starts.
+#[map]
+static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+
+/// The value new entries start from; a constant, so that no `memset` is called for it.
+static EMPTY: CgroupLoad = CgroupLoad {
+    generation: 0,
+    parent: 0,
+    running: 0,
+    uninterruptible: 0,
+    threads: 0,
+    processes: 0,
+    last_pid: 0,
+    last_pid_level: 0,
+    level: 0,
+    pad: 0,
+};
+
+/// `struct bpf_iter__task`
+#[repr(C)]
+pub(crate) struct TaskIteration {
+    pub(crate) meta: Address,
+    pub(crate) task: Address,
+}
+
+/// What one thread adds to its cgroup.
+struct Share {
+    running: u32,
+    uninterruptible: u32,
+    processes: u32,
+    last_pid: u32,
+    last_pid_level: u32,
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/load_tasks")]
+extern "C" fn load_tasks(context: *const TaskIteration) -> i32 {
+    // SAFETY: the kernel calls the program with the context of its section.
+    unsafe { count::<Direct>(context) }
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/load_tasks_pr")]
+extern "C" fn load_tasks_pr(context: *const TaskIteration) -> i32 {
+    // SAFETY: as above.
+    unsafe { count::<Probe>(context) }
+}
+
+#[inline(always)]
+unsafe fn count<M: Memory>(context: *const TaskIteration) -> i32 {
+    // SAFETY: each pointer is null-checked before it is followed.
+    unsafe {
+        let task = (*context).task;
+        if task.is_null() {
+            return 0;
+        }
+        let Some(generation) = GENERATION.get(0) else { return 0 };
+        let css_set = M::pointer_at(task, layout!(task_cgroups));
+        if css_set.is_null() {
+            return 0;
+        }
+        let share = share_of::<M>(task);
+        tally::<M>(&LOAD_V2, v2_cgroup::<M>(css_set), *generation, &share);
+        if known!(gate_v1_subsys, css_set_subsys) {
+            tally::<M>(&LOAD_V1, v1_cgroup::<M>(css_set), *generation, &share);
+        }
+    }
+    0
+}
+
+#[inline(always)]
+unsafe fn share_of<M: Memory>(task: Address) -> Share {
+    // SAFETY: the caller checked that `task` is not null.
+    unsafe {
+        let state = M::u32_at(task, layout!(task_state));
+        let leads =
+            M::u32_at(task, layout!(task_pid)) == M::u32_at(task, layout!(task_tgid));
+        let mut share = Share {
+            running: (state == 0) as u32,
+            uninterruptible: 0,
+            processes: leads as u32,
+            last_pid: 0,
+            last_pid_level: 0,
+        };
+        if state & TASK_UNINTERRUPTIBLE != 0 && state & (TASK_NOLOAD | TASK_FROZEN) == 0 {
+            let frozen = layout!(gate_frozen_flags);
+            if frozen == 0 || M::u32_at(task, layout!(task_flags)) & frozen == 0 {
+                share.uninterruptible = 1;
+            }
+        }
+        if leads && known!(task_nsproxy, nsproxy_pid_ns, pid_ns_level, pid_ns_idr_next) {
+            let nsproxy = M::pointer_at(task, layout!(task_nsproxy));
+            if !nsproxy.is_null() {
+                let pid_ns = M::pointer_at(nsproxy, layout!(nsproxy_pid_ns));
+                if !pid_ns.is_null() {
+                    // The cursor of the allocator stands behind the last PID given out.
+                    let next = M::u32_at(pid_ns, layout!(pid_ns_idr_next));
+                    share.last_pid = next.saturating_sub(1);
+                    share.last_pid_level = M::u32_at(pid_ns, layout!(pid_ns_level));
+                }
+            }
+        }
+        share
+    }
+}
+
+#[inline(always)]
+unsafe fn tally<M: Memory>(
+    table: &HashMap<u64, CgroupLoad>,
+    cgroup: Address,
+    generation: u64,
+    share: &Share,
+) {
+    if cgroup.is_null() {
+        return;
+    }
+    // SAFETY: `cgroup` is not null; entries are only written from this walk, which one
+    // thread of userspace runs at a time.
+    unsafe {
+        let id = cgroup_id::<M>(cgroup);
+        let mut entry = table.get_ptr_mut(id);
+        if entry.is_none() {
+            introduce::<M>(table, cgroup, id);
+            entry = table.get_ptr_mut(id);
+        }
+        let Some(load) = entry else {
+            lose(LossCounter::Tasks);
+            return;
+        };
+        if (*load).generation != generation {
+            (*load).generation = generation;
+            (*load).running = 0;
+            (*load).uninterruptible = 0;
+            (*load).threads = 0;
+            (*load).processes = 0;
+            (*load).last_pid = 0;
+            (*load).last_pid_level = 0;
+        }
+        (*load).running += share.running;
+        (*load).uninterruptible += share.uninterruptible;
+        (*load).threads += 1;
+        (*load).processes += share.processes;
+        if share.last_pid != 0
+            && ((*load).last_pid == 0 || share.last_pid_level < (*load).last_pid_level)
+        {
+            (*load).last_pid = share.last_pid;
+            (*load).last_pid_level = share.last_pid_level;
+        }
+    }
+}
+
+/// Records a cgroup seen for the first time, and its ancestors up to a known one.
+#[inline(always)]
+unsafe fn introduce<M: Memory>(table: &HashMap<u64, CgroupLoad>, leaf: Address, leaf_id: u64) {
+    let mut cgroup = leaf;
+    let mut id = leaf_id;
+    // SAFETY: `cgroup` is not null: the caller checked the first, the loop the others.
+    unsafe {
+        for _ in 0..MAX_CGROUP_DEPTH {
+            let parent = cgroup_parent::<M>(cgroup);
+            let parent_id = if parent.is_null() { 0 } else { cgroup_id::<M>(parent) };
+            if table.insert(id, &EMPTY, u64::from(BPF_NOEXIST)).is_err() {
+                return;
+            }
+            let Some(load) = table.get_ptr_mut(id) else { return };
+            (*load).parent = parent_id;
+            if known!(cgroup_level) {
+                (*load).level = M::u32_at(cgroup, layout!(cgroup_level));
+            }
+            if parent.is_null() || table.get_ptr(parent_id).is_some() {
+                return;
+            }
+            cgroup = parent;
+            id = parent_id;
+        }
+    }
+    lose(LossCounter::Depth);
+}

@@ -1,0 +1,198 @@
+//! Putting the object into the kernel, feature by feature.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use aya::maps::{Map, MapData};
+use aya::programs::{BtfTracePoint, Iter, ProgramError, RawTracePoint};
+use aya::{Btf, Ebpf, EbpfLoader, Endianness, include_bytes_aligned};
+use bytemuck::Pod;
+
+use super::feature::{Feature, FeatureState};
+use super::plan::{Decision, Kind, Plan, Program};
+
+/// The programs, built by `cargo xtask build-ebpf` and kept in the tree.
+static OBJECT: &[u8] = include_bytes_aligned!("../../../lxcfs-ebpf/lxcfs.bpf.o");
+
+/// Entries of the tables that are not used on this machine.
+const UNUSED: u32 = 1;
+
+/// The offsets as a global of the object.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Constants(lxcfs_common::bpf::KernelLayout);
+
+// SAFETY: the layout is `repr(C)`, made of u32 alone, and any bytes are a valid value.
+unsafe impl aya::Pod for Constants {}
+
+/// What is in the kernel. Dropping it removes all of it.
+pub(super) struct Loaded {
+    pub(super) ebpf: Ebpf,
+    /// One per feature, in the order of [`Feature::ALL`].
+    pub(super) states: Vec<FeatureState>,
+}
+
+impl Loaded {
+    /// Whether a feature came up.
+    pub(super) fn has(&self, feature: Feature) -> bool {
+        self.states
+            .iter()
+            .any(|state| state.name == feature && state.on)
+    }
+
+    /// A map of the object.
+    pub(super) fn map(&mut self, name: &str) -> Option<Map> {
+        self.ebpf.take_map(name)
+    }
+
+    /// A program's descriptor, to make links of.
+    pub(super) fn program_fd(&self, name: &str) -> Option<OwnedFd> {
+        let program: &Iter = self.ebpf.program(name)?.try_into().ok()?;
+        program.fd().ok()?.as_fd().try_clone_to_owned().ok()
+    }
+}
+
+/// The untyped half of a map, whatever its kind.
+pub(super) fn data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::CgroupArray(data)
+        | Map::PerCpuArray(data)
+        | Map::RingBuf(data) => Some(data),
+        _ => None,
+    }
+}
+
+/// Why nothing could be loaded at all.
+pub(super) fn all_off(reason: &str, remedy: &str) -> Vec<FeatureState> {
+    Feature::ALL
+        .map(|feature| FeatureState::off(feature, reason, remedy))
+        .into()
+}
+
+/// The states of a plan that loads nothing, or `None` if there is something to load.
+pub(super) fn nothing_to_load(plan: &Plan) -> Option<Vec<FeatureState>> {
+    plan.decisions
+        .iter()
+        .map(|(feature, decision)| match decision {
+            Decision::Load(..) => None,
+            Decision::NotNeeded(how) => Some(FeatureState::on(*feature, *how)),
+            Decision::Off { reason, remedy } => Some(FeatureState::off(*feature, reason, *remedy)),
+        })
+        .collect()
+}
+
+/// Loads what the plan says. A feature whose programs are refused is off, with the
+/// verifier's last words as the reason; the others are not touched by it.
+pub(super) fn load(plan: &Plan, btf_path: &Path) -> Result<Loaded, String> {
+    let constants = Constants(plan.layout);
+    let cpus = plan.layout.gate_cpus.max(1);
+    let wanted = |feature| {
+        plan.decisions
+            .iter()
+            .any(|(name, decision)| *name == feature && matches!(decision, Decision::Load(..)))
+    };
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("LAYOUT", &constants, true)
+        .map_max_entries("CPU_OFFSET", cpus)
+        .map_max_entries("CPU_OUT", cpus);
+    if plan.v1_controller.is_none() {
+        loader.map_max_entries("LOAD_V1", UNUSED);
+    }
+    for (feature, map) in [
+        (Feature::TaskCounts, "LOAD_V2"),
+        (Feature::RemovedCgroupTimes, "CARRIED"),
+        (Feature::BlockTimes, "BLOCK"),
+    ] {
+        if !wanted(feature) {
+            loader.map_max_entries(map, UNUSED);
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|error| describe(&error))?;
+    drop(loader);
+    let btf = Btf::parse_file(btf_path, Endianness::default()).map_err(|error| describe(&error))?;
+
+    let states = plan
+        .decisions
+        .iter()
+        .map(|(feature, decision)| match decision {
+            Decision::Load(programs, how) => match load_all(&mut ebpf, programs, &btf) {
+                Ok(()) => FeatureState::on(*feature, *how),
+                Err(reason) => FeatureState::off(*feature, reason, remedy_for_refusal()),
+            },
+            Decision::NotNeeded(how) => FeatureState::on(*feature, *how),
+            Decision::Off { reason, remedy } => FeatureState::off(*feature, reason, *remedy),
+        })
+        .collect();
+    Ok(Loaded { ebpf, states })
+}
+
+fn remedy_for_refusal() -> &'static str {
+    "report it with the kernel version; nothing else is affected"
+}
+
+fn load_all(ebpf: &mut Ebpf, programs: &[Program], btf: &Btf) -> Result<(), String> {
+    for program in programs {
+        load_one(ebpf, program, btf)
+            .map_err(|error| format!("{} is refused: {}", program.name, describe(&error)))?;
+    }
+    Ok(())
+}
+
+fn load_one(ebpf: &mut Ebpf, wanted: &Program, btf: &Btf) -> Result<(), ProgramError> {
+    let program = ebpf
+        .program_mut(wanted.name)
+        .ok_or(ProgramError::NotLoaded)?;
+    // A program that serves two features is loaded once.
+    if program.fd().is_ok() {
+        return Ok(());
+    }
+    match wanted.kind {
+        Kind::TaskIterator => {
+            let program: &mut Iter = program.try_into()?;
+            program.load("task", btf)
+        }
+        Kind::OnDemand => {
+            let program: &mut RawTracePoint = program.try_into()?;
+            program.load()
+        }
+        Kind::Tracepoint(name) => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program.load(name, btf)?;
+            program.attach().map(drop)
+        }
+    }
+}
+
+/// An error with its causes, and of a verifier log only the end.
+fn describe(error: &dyn std::error::Error) -> String {
+    const LOG_TAIL: usize = 600;
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let start = flat
+        .char_indices()
+        .rev()
+        .nth(LOG_TAIL)
+        .map_or(0, |(index, _)| index);
+    if start == 0 {
+        flat
+    } else {
+        format!("… {}", &flat[start..])
+    }
+}
+
+/// Keeps aya's idea of plain data in step with bytemuck's.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Plain<T: Pod>(pub(super) T);
+
+// SAFETY: bytemuck's Pod asks for everything aya's does.
+unsafe impl<T: Pod> aya::Pod for Plain<T> {}

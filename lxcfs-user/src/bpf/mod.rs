@@ -1,0 +1,354 @@
+//! The eBPF collector: per-cgroup task counts, per-CPU time, containers, events and block
+//! times, as the kernel itself keeps them.
+//!
+//! The only importer of aya. Nothing outside sees one of its types, and nothing here is
+//! needed for the daemon to run: each [`Feature`] that is off has a fallback in cgroup files.
+//! `docs/kernel-support.md` says which kernel gives what.
+//!
+//! Layers: [`btf`], [`layout`], [`plan`], [`rollup`] are pure; `probe` gathers facts, `load`
+//! puts programs into the kernel, the rest reads.
+
+mod block;
+pub mod btf;
+mod containers;
+mod cpu;
+mod error;
+mod events;
+mod feature;
+pub mod layout;
+mod load;
+pub mod plan;
+mod probe;
+pub mod rollup;
+mod sys;
+mod tasks;
+
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aya::Ebpf;
+use aya::maps::{Array, MapData};
+
+pub use block::{BlockOp, BlockRow};
+pub use containers::ContainerInit;
+pub use error::BpfError;
+pub use events::{CgroupEvent, EventCgroup, EventStream};
+pub use feature::{Feature, FeatureState};
+pub use rollup::{CgroupId, LastPid, TaskCounts};
+pub use tasks::TaskSample;
+
+use crate::snapshot::PerCpuTime;
+use crate::units::Nsec;
+
+/// How the collector is started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// False: load nothing (`--no-ebpf`).
+    pub enabled: bool,
+    /// The kernel's type information.
+    pub btf: PathBuf,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            btf: PathBuf::from("/sys/kernel/btf/vmlinux"),
+        }
+    }
+}
+
+/// The collector. Any thread may call any method; calls of one kind wait for each other.
+pub struct Collector {
+    inner: Inner,
+    v1_controller: Option<&'static str>,
+    block_on_v1: bool,
+}
+
+/// What is running; all `None` when nothing is.
+#[derive(Default)]
+struct Inner {
+    tasks: Option<Mutex<tasks::TaskWalk>>,
+    containers: Option<containers::ContainerWalk>,
+    cpu: Option<Mutex<cpu::CpuReader>>,
+    events: Mutex<Option<EventStream>>,
+    block: Option<Mutex<block::BlockTable>>,
+    /// Programs and the maps nobody took; last, so that the readers go first.
+    ebpf: Option<Ebpf>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What the mutexes guard stays usable after a panic elsewhere.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `CLOCK_BOOTTIME`.
+fn boottime() -> Nsec {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is valid; this clock exists on every supported kernel.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
+    Nsec(
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(nanoseconds),
+    )
+}
+
+impl Collector {
+    /// Loads what this machine allows. Never fails: what cannot be had is in the states,
+    /// one per [`Feature`], with reason and remedy.
+    #[must_use]
+    pub fn start(options: &Options) -> (Self, Vec<FeatureState>) {
+        let facts = probe::facts(!options.enabled, &options.btf);
+        let plan = plan::plan(&facts);
+        let mut collector = Self {
+            inner: Inner::default(),
+            v1_controller: plan.v1_controller,
+            block_on_v1: plan.block_on_v1,
+        };
+        let states = if let Some(states) = load::nothing_to_load(&plan) {
+            states
+        } else {
+            let memlock_remedy = if facts.kernel < (5, 11) {
+                "before 5.11 maps count as locked memory: LimitMEMLOCK=infinity in the unit, \
+                 or add CAP_SYS_RESOURCE"
+            } else {
+                "report it with the kernel version; cgroup files serve meanwhile"
+            };
+            raise_memlock(facts.kernel);
+            match load::load(&plan, &options.btf) {
+                Ok(loaded) => collector.take(loaded, &plan),
+                Err(reason) => load::all_off(&reason, memlock_remedy),
+            }
+        };
+        // Parsing BTF takes some 25 MB for a moment; give them back.
+        // SAFETY: malloc_trim has no preconditions.
+        #[cfg(target_env = "gnu")]
+        unsafe {
+            libc::malloc_trim(0)
+        };
+        (collector, states)
+    }
+
+    /// Distributes the loaded object over the readers; one that cannot start turns its
+    /// feature off.
+    fn take(&mut self, mut loaded: load::Loaded, plan: &plan::Plan) -> Vec<FeatureState> {
+        let losses: Option<Array<MapData, u64>> = loaded
+            .map("LOSSES")
+            .and_then(|map| Array::try_from(map).ok());
+        let mut failed = Vec::new();
+        if loaded.has(Feature::TaskCounts)
+            && let Some(losses) = losses
+        {
+            let v1 = self.v1_controller.is_some();
+            match tasks::TaskWalk::new(&mut loaded, losses, v1) {
+                Ok(walk) => self.inner.tasks = Some(Mutex::new(walk)),
+                Err(error) => failed.push((Feature::TaskCounts, error)),
+            }
+        }
+        if loaded.has(Feature::ContainerInits) {
+            match containers::ContainerWalk::new(&loaded) {
+                Ok(walk) => self.inner.containers = Some(walk),
+                Err(error) => failed.push((Feature::ContainerInits, error)),
+            }
+        }
+        if loaded.has(Feature::CgroupCpu) {
+            match cpu::CpuReader::new(&mut loaded, plan) {
+                Ok(reader) => self.inner.cpu = Some(Mutex::new(reader)),
+                Err(error) => failed.push((Feature::CgroupCpu, error)),
+            }
+        }
+        if loaded.has(Feature::CgroupEvents) || loaded.has(Feature::ContainerExec) {
+            match EventStream::new(&mut loaded) {
+                Ok(stream) => self.inner.events = Mutex::new(Some(stream)),
+                Err(error) => failed.push((Feature::CgroupEvents, error)),
+            }
+        }
+        if loaded.has(Feature::BlockTimes) {
+            match block::BlockTable::new(&mut loaded) {
+                Ok(table) => self.inner.block = Some(Mutex::new(table)),
+                Err(error) => failed.push((Feature::BlockTimes, error)),
+            }
+        }
+        let load::Loaded { ebpf, mut states } = loaded;
+        self.inner.ebpf = Some(ebpf);
+        for (feature, error) in failed {
+            for state in states.iter_mut().filter(|state| state.name == feature) {
+                *state = FeatureState::off(feature, with_causes(&error), "");
+            }
+        }
+        states
+    }
+
+    /// Whether a feature works.
+    #[must_use]
+    pub fn has(&self, feature: Feature) -> bool {
+        match feature {
+            Feature::TaskCounts => self.inner.tasks.is_some(),
+            Feature::ContainerInits => self.inner.containers.is_some(),
+            Feature::CgroupCpu | Feature::RemovedCgroupTimes => self.inner.cpu.is_some(),
+            Feature::CgroupEvents | Feature::ContainerExec => lock(&self.inner.events).is_some(),
+            Feature::BlockTimes => self.inner.block.is_some(),
+        }
+    }
+
+    /// The v1 controller whose hierarchy [`CgroupId::V1`] ids belong to, if any is counted.
+    #[must_use]
+    pub const fn v1_controller(&self) -> Option<&'static str> {
+        self.v1_controller
+    }
+
+    /// Whether [`BlockRow::cgroup`] is an id of the v1 blkio hierarchy rather than of v2.
+    #[must_use]
+    pub const fn block_on_v1(&self) -> bool {
+        self.block_on_v1
+    }
+
+    /// Counts the tasks of all cgroups: about 0.3 µs per thread of the machine.
+    ///
+    /// Source: `iter/task`.
+    ///
+    /// # Errors
+    /// [`BpfError::Off`], or a failed system call.
+    pub fn sample_tasks(&self) -> Result<TaskSample, BpfError> {
+        let walk = self
+            .inner
+            .tasks
+            .as_ref()
+            .ok_or(BpfError::Off(Feature::TaskCounts))?;
+        lock(walk).sample()
+    }
+
+    /// CPU time on each possible CPU of a v2 cgroup with everything below it, removed
+    /// children included. `directory` is the cgroup's directory, open for reading (not
+    /// `O_PATH`). The sum over CPUs of user + system is `cpu.stat`'s `usage_usec`.
+    ///
+    /// Source: the per-CPU counters of rstat, brought up to date by reading `cpu.stat`.
+    ///
+    /// # Errors
+    /// [`BpfError::Off`], or a failed system call, for instance because the cgroup is gone
+    /// or `directory` is not on the v2 hierarchy.
+    pub fn cgroup_cpu(&self, directory: BorrowedFd<'_>) -> Result<Vec<PerCpuTime>, BpfError> {
+        cpu::flush(directory).map_err(BpfError::system("reading cpu.stat"))?;
+        self.cgroup_cpu_flushed(directory)
+    }
+
+    /// [`Self::cgroup_cpu`] for callers that have just read `cpu.stat` of the same cgroup.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn cgroup_cpu_flushed(
+        &self,
+        directory: BorrowedFd<'_>,
+    ) -> Result<Vec<PerCpuTime>, BpfError> {
+        let off = BpfError::Off(Feature::CgroupCpu);
+        let (Some(reader), Some(ebpf)) = (&self.inner.cpu, &self.inner.ebpf) else {
+            return Err(off);
+        };
+        lock(reader).read(ebpf, directory)
+    }
+
+    /// Lets go of the cgroup that [`Self::cgroup_cpu`] read last, so that a removed one does
+    /// not stay in memory. To be called now and then.
+    pub fn release_cgroup(&self) {
+        if let Some(reader) = &self.inner.cpu {
+            lock(reader).release();
+        }
+    }
+
+    /// Looks again for CPUs that came online. Returns how many are known.
+    ///
+    /// # Errors
+    /// [`BpfError::Off`], or the program failed.
+    pub fn refresh_cpus(&self) -> Result<u32, BpfError> {
+        let off = BpfError::Off(Feature::CgroupCpu);
+        let (Some(reader), Some(ebpf)) = (&self.inner.cpu, &self.inner.ebpf) else {
+            return Err(off);
+        };
+        lock(reader).find_cpus(ebpf)
+    }
+
+    /// Whether this CPU's times are read; false for one that was offline at the last look.
+    #[must_use]
+    pub fn knows_cpu(&self, cpu: u32) -> bool {
+        self.inner
+            .cpu
+            .as_ref()
+            .is_some_and(|reader| lock(reader).knows(cpu))
+    }
+
+    /// The inits of all PID namespaces but the host's.
+    ///
+    /// Source: `iter/task`.
+    ///
+    /// # Errors
+    /// [`BpfError::Off`], or a failed system call.
+    pub fn containers(&self) -> Result<Vec<ContainerInit>, BpfError> {
+        self.inner
+            .containers
+            .as_ref()
+            .ok_or(BpfError::Off(Feature::ContainerInits))?
+            .read()
+    }
+
+    /// The event stream; there is one, so the second call gets `None`.
+    #[must_use]
+    pub fn take_events(&self) -> Option<EventStream> {
+        lock(&self.inner.events).take()
+    }
+
+    /// Counters of block requests, one row per cgroup, disk and direction.
+    ///
+    /// # Errors
+    /// [`BpfError::Off`], or a failed system call.
+    pub fn block_counters(&self) -> Result<Vec<BlockRow>, BpfError> {
+        let table = self
+            .inner
+            .block
+            .as_ref()
+            .ok_or(BpfError::Off(Feature::BlockTimes))?;
+        lock(table).read()
+    }
+
+    /// Forgets the block counters of cgroups that are gone. Returns how many rows went.
+    ///
+    /// # Errors
+    /// [`BpfError::Off`], or a failed system call.
+    pub fn forget_block_counters(&self, gone: &dyn Fn(u64) -> bool) -> Result<usize, BpfError> {
+        let table = self
+            .inner
+            .block
+            .as_ref()
+            .ok_or(BpfError::Off(Feature::BlockTimes))?;
+        lock(table).forget(gone)
+    }
+}
+
+/// Before 5.11 maps and programs count as locked memory; raise the limit if that is allowed.
+fn raise_memlock(kernel: (u32, u32)) {
+    if kernel < (5, 11) {
+        let unlimited = libc::rlimit {
+            rlim_cur: libc::RLIM_INFINITY,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: the pointer is valid. When it is refused, loading says so.
+        unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}

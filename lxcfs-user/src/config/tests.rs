@@ -149,3 +149,31 @@ proptest! {
         let _ = text.parse::<Listen>();
     }
 }
+
+#[test]
+fn the_example_file_shows_the_defaults_of_every_key() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/lxcfs.toml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let shown = Settings::parse_toml(Path::new(path), &text).unwrap();
+    let shown = Settings {
+        mountpoint: Some("/m".into()),
+        ..shown
+    };
+    let bare = Settings {
+        mountpoint: Some("/m".into()),
+        ..Settings::default()
+    };
+    let config = |settings| Config::new(settings, Path::new("/")).unwrap();
+    assert_eq!(config(&shown), config(&bare));
+    // Keys without a default are there as comments that parse, too.
+    let all: String = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if rest.contains(" = ") => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let all = Settings::parse_toml(Path::new(path), &all).unwrap();
+    assert!(all.mountpoint.is_some() && all.pidfile.is_some());
+    assert!(all.threads.is_some() && all.metrics.is_some());
+}

@@ -33,6 +33,13 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => {
+            if error.kind() == clap::error::ErrorKind::ArgumentConflict {
+                eprintln!(
+                    "lxcfs: one mountpoint only, and a command must be the first word; see \
+                     lxcfs --help"
+                );
+                return ExitCode::FAILURE;
+            }
             // Prints to stdout and is no failure for --help and --version.
             let _ = error.print();
             return ExitCode::from(u8::from(error.use_stderr()));
@@ -95,5 +102,7 @@ fn file_settings(args: &FileArgs) -> Result<Settings> {
     }
 }
 
+#[cfg(test)]
+mod generated;
 #[cfg(test)]
 mod tests;

@@ -168,7 +168,7 @@ fn what_is_wrong_is_named() {
     for (line, expected) in [
         ("lxcfs", "no mountpoint"),
         ("lxcfs --frobnicate /m", "--frobnicate"),
-        ("lxcfs /m /n", "/n"),
+        ("lxcfs /m /n", "cannot be used"),
         ("lxcfs -o frob=1 /m", "frob=1"),
         ("lxcfs --cpus all /m", "quota"),
         ("lxcfs --threads many /m", "many"),

@@ -1,0 +1,134 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_lxcfs_global_optspecs
+    string join \n v/version config= runtime-dir= p/pidfile= nonempty= no-heal= cache-ttl-ms= threads= u/disable-swap= disable-zswap= no-loadavg= no-uptime= no-cpu-view= no-psi-poll= cpus= cpu-numbering= boundary= memory-high= no-ebpf= log-level= log-format= metrics= d/debug f/foreground l/enable-loadavg enable-cfs enable-pidfd enable-cgroup enable-psi-poll s o= h/help
+end
+
+function __fish_lxcfs_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_lxcfs_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_lxcfs_using_subcommand
+    set -l cmd (__fish_lxcfs_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l config -d 'Read this configuration file [default: /etc/lxcfs/lxcfs.toml if it exists]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -s p -l pidfile -d 'Write and lock this pidfile [default: RUNTIME_DIR/lxcfs.pid]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l nonempty -d 'Mount even on a directory that holds files' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l no-heal -d 'Leave dead mounts in containers alone at start' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l cache-ttl-ms -d 'Answer from one snapshot of a container for this long, 0 to 1000 [default: 5]' -r
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l threads -d 'Serving threads [default: one per core, at most 4]' -r
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -s u -l disable-swap -d 'Show no swap: totals 0, /proc/swaps empty' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l disable-zswap -d 'Show 0 in meminfo\'s Zswap lines' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l no-loadavg -d 'Show the host\'s load average instead of the container\'s' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l no-uptime -d 'Show the host\'s uptime instead of the container\'s' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l no-cpu-view -d 'Take the number of CPUs from the cpuset alone, whatever the quota (--cpus cpuset)' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l no-psi-poll -d 'Refuse pressure stall triggers (write and poll on /proc/pressure/*)' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l cpus -d 'What decides how many CPUs a container sees [default: quota]' -r -f -a "quota\t'the effective cpuset, narrowed to the quota rounded up'
+cpuset\t'the effective cpuset alone'
+host\t'all CPUs of the host'"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l cpu-numbering -d 'How the visible CPUs are numbered [default: sequential]' -r -f -a "sequential\t'0 to N-1'
+physical\t'the host\'s numbers (not with --cpus quota)'"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l boundary -d 'Which cgroup of a process is its container [default: auto]' -r -f -a "auto\t'cgroup namespace, then the runtime\'s naming, then PID namespace, then host'
+cgroupns\t'only the cgroup namespace decides'
+runtime\t'only the runtime\'s naming decides'
+pidns\t'only the PID namespace decides'
+caller\t'the caller\'s own cgroup, whatever it is'"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l memory-high -d 'Let memory.high count as a limit' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l no-ebpf -d 'Collect from cgroup files alone' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l log-level -d 'How much to log [default: info]; `lxcfs log-level` changes it while running' -r -f -a "error\t'what makes an answer wrong or impossible'
+warn\t'what needs somebody\'s attention'
+info\t'start, stop, features and their state'
+debug\t'every decision'
+trace\t'every request'"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l log-format -d 'What a log line looks like [default: human]' -r -f -a "human\t'for people and the journal'
+json\t'one JSON object per line'"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l metrics -d 'Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH' -r
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -s o -d 'Mount options: those of libfuse are accepted, the mount\'s own are fixed' -r
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -s v -l version -d 'Print the version'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -s d -l debug -d 'Log at level debug (--log-level debug)'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -s f -l foreground -d 'Stay in the foreground: always so'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -s l -l enable-loadavg -d 'Serve the container\'s load average: on unless --no-loadavg'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l enable-cfs -d 'Count the CPU quota: on unless --no-cpu-view'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l enable-pidfd -d 'Use pidfds: always so'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l enable-cgroup -d 'Serve /cgroup: not any more, cgroup namespaces have replaced it'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l enable-psi-poll -d 'Serve pressure stall triggers: on unless --no-psi-poll'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -s s -d 'Serve with one thread: ignored, as by C lxcfs (--threads 1)'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "attach" -d 'Gives running containers their own view, whatever runs them'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "detach" -d 'Takes our mounts out of running containers: they see the host again'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "heal" -d 'Replaces dead mounts of lxcfs in running containers'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "doctor" -d 'Tells what works on this machine, what does not, and what to do; exit status 1 if broken'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "status" -d 'Tells how the running daemon is'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "log-level" -d 'Changes how much the running daemon logs'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "probe" -d 'Tells whether the mount answers; exit status 1 if not'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "webhook" -d 'Runs the Kubernetes admission webhook (the program lxcfs-webhook)'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "manifests" -d 'Prints Kubernetes manifests (the program lxcfs-webhook)'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l pid -d 'The container this process runs in (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l container -d 'The container whose id begins like this (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l files -d 'These files only, e.g. meminfo,cpuinfo,pressure; or all but some: -uptime' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l mount -d 'Attach from this mount [default: the configured one, else /var/lib/lxcfs]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l parallel -d 'Containers handled at the same time [default: one per core, at most 8]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l deadline-ms -d 'Time one container may take [default: 2000]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l all -d 'All of them'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l takeover -d 'Replace working mounts of another lxcfs'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l dry-run -d 'Only say what would be done'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l json -d 'Report as JSON'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l verbose -d 'Report every file, also those that are as wanted'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -s h -l help -d 'Print help'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand detach" -l pid -d 'The container this process runs in (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand detach" -l container -d 'The container whose id begins like this (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand detach" -l files -d 'These files only' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand detach" -l mount -d 'Attach from this mount [default: the configured one, else /var/lib/lxcfs]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand detach" -l parallel -d 'Containers handled at the same time [default: one per core, at most 8]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand detach" -l deadline-ms -d 'Time one container may take [default: 2000]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand detach" -l all -d 'All of them'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand detach" -l dry-run -d 'Only say what would be done'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand detach" -l json -d 'Report as JSON'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand detach" -l verbose -d 'Report every file, also those that are as wanted'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand detach" -s h -l help -d 'Print help'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand heal" -l pid -d 'The container this process runs in (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand heal" -l container -d 'The container whose id begins like this (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand heal" -l mount -d 'Attach from this mount [default: the configured one, else /var/lib/lxcfs]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand heal" -l parallel -d 'Containers handled at the same time [default: one per core, at most 8]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand heal" -l deadline-ms -d 'Time one container may take [default: 2000]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand heal" -l all -d 'All of them'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand heal" -l dry-run -d 'Only say what would be done'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand heal" -l json -d 'Report as JSON'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand heal" -l verbose -d 'Report every file, also those that are as wanted'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand heal" -s h -l help -d 'Print help'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand doctor" -l mount -d 'Look at this mount [default: the configured one, else /var/lib/lxcfs]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand doctor" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand doctor" -l json -d 'Print JSON'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand doctor" -s h -l help -d 'Print help'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand status" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand status" -l json -d 'Print JSON'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand status" -s h -l help -d 'Print help'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand log-level" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand log-level" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand probe" -l deadline-ms -d 'Give up after this long' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand probe" -l read -d 'Read in this process, with no deadline'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand probe" -s h -l help -d 'Print help'

@@ -400,7 +400,11 @@ impl Reader {
     pub fn dir(&self, hierarchy: HierarchyIndex, path: &str) -> Result<Arc<Dir>, ReadError> {
         let known = self.lock().get(&(hierarchy, path.into())).cloned();
         if let Some(dir) = known {
-            return Ok(dir);
+            if dir.is_alive() {
+                return Ok(dir);
+            }
+            // Another cgroup may have taken the name.
+            self.forget(&dir);
         }
         let gone = || ReadError::Gone {
             path: path.to_owned(),

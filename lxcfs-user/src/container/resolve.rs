@@ -1,0 +1,580 @@
+//! From a thread id to its container, remembered.
+//!
+//! Three tables. *Threads*: a thread seen before is recognised through a kept descriptor
+//! that belongs to the task and not to its number, and that tells its present cgroup.
+//! *Callers*: threads of one cgroup and the same namespaces are in the same container.
+//! *Containers*: one object per cgroup, however it was found.
+//!
+//! No key can be recycled: cgroup ids never are, namespace numbers are held by an open
+//! descriptor as long as they are in a table.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use crate::cgroup::layout::{Layout, LayoutError};
+use crate::cgroup::reader::{ReadError, Reader, read_all};
+use crate::engine::AnswerError;
+use crate::fallback::{Fallback, Fallbacks};
+use crate::host::position::{HostNamespaces, PositionError, own_namespaces};
+use crate::host::reader::HostReader;
+use crate::policy::BoundaryPolicy;
+
+use super::boundary::{self, Boundary, CallerFacts, Paths, Rule};
+use super::facts::{self, InitSource, Namespaces, Pin, Task};
+use super::{CgroupKey, Container, pidfd};
+
+/// How long a thread's namespaces are taken as unchanged; its cgroup is always asked.
+const RECHECK: Duration = Duration::from_secs(1);
+/// Threads remembered, each with one descriptor.
+const MAX_THREADS: usize = 2048;
+const SHARDS: usize = 16;
+/// Combinations of cgroup and namespaces remembered.
+const MAX_CALLERS: usize = 8192;
+
+/// Whose view a caller gets.
+#[derive(Clone, Debug)]
+pub enum View {
+    /// The host's own text.
+    Host,
+    /// A container's.
+    Container(Caller),
+}
+
+/// A caller inside a container.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Its container.
+    pub container: Arc<Container>,
+    /// Boottime offset of its time namespace, in nanoseconds.
+    pub timens_offset: i64,
+}
+
+/// Why the resolver cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No usable cgroup hierarchy.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The daemon's own namespaces are unknown.
+    #[error(transparent)]
+    Position(#[from] PositionError),
+    /// A hierarchy cannot be opened.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// mountinfo cannot be read.
+    #[error("reading /proc/self/mountinfo")]
+    Mountinfo(#[source] io::Error),
+}
+
+/// The cgroup side of the machine at one time: replaced as a whole when the mounts change.
+#[derive(Debug)]
+pub struct Cgroups {
+    /// Which hierarchies there are.
+    pub layout: Layout,
+    /// Their kept directories.
+    pub reader: Reader,
+}
+
+impl Cgroups {
+    /// Finds and opens the hierarchies of `mountinfo`, mounted below `root`.
+    ///
+    /// # Errors
+    /// When there are none or they cannot be opened.
+    pub fn detect(mountinfo: &str, root: &Path, descriptors: usize) -> Result<Self, StartError> {
+        let layout = Layout::detect(mountinfo, |mount_point| {
+            let path = crate::cgroup::reader::below(root, mount_point);
+            std::fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default()
+        })?;
+        let reader = Reader::new(&layout, root, descriptors)?;
+        Ok(Self { layout, reader })
+    }
+}
+
+/// What recognises a thread.
+#[derive(Debug)]
+enum Witness {
+    /// `PIDFD_GET_INFO` on a pidfd: the v2 cgroup id. Enough where v2 is all there is.
+    Pidfd(OwnedFd, u64),
+    /// A kept `/proc/TID/cgroup` and the hash of its text.
+    File(File, u64),
+}
+
+impl Witness {
+    fn still_holds(&self) -> bool {
+        match self {
+            Self::Pidfd(fd, id) => pidfd::info(fd).is_ok_and(|info| info.cgroup_id == *id),
+            Self::File(file, hash) => read_all(file, true, hash_of).is_ok_and(|now| now == *hash),
+        }
+    }
+}
+
+fn hash_of(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[derive(Debug)]
+struct Seen {
+    witness: Witness,
+    view: View,
+    since: Instant,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct CallerKey {
+    cgroups: Paths,
+    namespaces: Namespaces,
+}
+
+#[derive(Debug)]
+struct Known {
+    view: View,
+    /// Keeps the namespace numbers of the key from being re-used.
+    _pins: Vec<Arc<Pin>>,
+}
+
+/// Resolves callers.
+pub struct Resolver {
+    host: Arc<HostReader>,
+    own: HostNamespaces,
+    root: PathBuf,
+    descriptors: usize,
+    cgroups: RwLock<Arc<Cgroups>>,
+    policy: BoundaryPolicy,
+    /// Cleared for good when the kernel has no `PIDFD_GET_INFO`.
+    has_pidfd_info: AtomicBool,
+    threads: [Mutex<HashMap<u32, Arc<Seen>>>; SHARDS],
+    callers: Mutex<HashMap<CallerKey, Known>>,
+    containers: Mutex<HashMap<CgroupKey, Arc<Container>>>,
+    pins: Mutex<HashMap<u64, std::sync::Weak<Pin>>>,
+    fallbacks: Arc<Fallbacks>,
+}
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resolver").finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Resolver {
+    /// For the machine whose files are below `root` (`/`), with at most about
+    /// `descriptors` kept cgroup files.
+    ///
+    /// # Errors
+    /// When the cgroups or the daemon's own namespaces cannot be read. Whether those
+    /// namespaces are the right ones is [`crate::host::position::check`]'s to say.
+    pub fn new(
+        host: Arc<HostReader>,
+        root: &Path,
+        policy: BoundaryPolicy,
+        descriptors: usize,
+        fallbacks: Arc<Fallbacks>,
+    ) -> Result<Self, StartError> {
+        let own = own_namespaces(&host)?;
+        let mountinfo = host
+            .read_proc("self/mountinfo", str::to_owned)
+            .map_err(StartError::Mountinfo)?;
+        let cgroups = Cgroups::detect(&mountinfo, root, descriptors)?;
+        Ok(Self {
+            host,
+            own,
+            root: root.to_owned(),
+            descriptors,
+            cgroups: RwLock::new(Arc::new(cgroups)),
+            policy,
+            has_pidfd_info: AtomicBool::new(true),
+            threads: Default::default(),
+            callers: Mutex::default(),
+            containers: Mutex::default(),
+            pins: Mutex::default(),
+            fallbacks,
+        })
+    }
+
+    /// The daemon's own namespaces.
+    #[must_use]
+    pub const fn own_namespaces(&self) -> &HostNamespaces {
+        &self.own
+    }
+
+    /// The present hierarchies.
+    #[must_use]
+    pub fn cgroups(&self) -> Arc<Cgroups> {
+        self.cgroups
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn count(&self, fallback: Fallback) {
+        self.fallbacks.count(fallback);
+    }
+
+    fn shard(&self, tid: u32) -> MutexGuard<'_, HashMap<u32, Arc<Seen>>> {
+        lock(&self.threads[tid as usize % SHARDS])
+    }
+
+    /// Whose view the thread `tid` gets.
+    ///
+    /// # Errors
+    /// [`AnswerError::Caller`] when it cannot be told.
+    pub fn resolve(&self, tid: u32) -> Result<View, AnswerError> {
+        if tid == 0 {
+            return Err(AnswerError::Caller {
+                tid,
+                reason: "it is in a PID namespace that the mount's does not contain",
+            });
+        }
+        let seen = self.shard(tid).get(&tid).cloned();
+        if let Some(seen) = seen
+            && seen.witness.still_holds()
+            && seen.since.elapsed() < RECHECK
+        {
+            return Ok(seen.view.clone());
+        }
+        self.resolve_new(tid)
+    }
+
+    fn resolve_new(&self, tid: u32) -> Result<View, AnswerError> {
+        let failed = |reason: &'static str| {
+            move |error: io::Error| AnswerError::Caller {
+                tid,
+                reason: match error.raw_os_error() {
+                    Some(libc::ENOENT | libc::ESRCH) => "it has exited",
+                    Some(libc::EACCES | libc::EPERM) => {
+                        "reading its /proc files is forbidden; the daemon needs CAP_SYS_PTRACE \
+                         and, under AppArmor or SELinux, leave to trace"
+                    }
+                    Some(libc::ENAMETOOLONG) => "the path of its cgroup is too long",
+                    _ => reason,
+                },
+            }
+        };
+        let cgroups = self.cgroups();
+        let task = Task::open(&self.host, tid).map_err(failed("opening /proc/TID"))?;
+        let pidfd_witness = self.pidfd_witness(tid, &cgroups.layout);
+        let file = task
+            .open_file("cgroup")
+            .map_err(failed("opening /proc/TID/cgroup"))?;
+        let (paths, hash) = read_all(&file, false, |text| {
+            (cgroups.layout.paths(text), hash_of(text))
+        })
+        .map_err(failed("reading /proc/TID/cgroup"))?;
+        let namespaces = task.namespaces().map_err(failed("reading /proc/TID/ns"))?;
+        let view = self
+            .view_of(&cgroups, &task, paths, namespaces)
+            .map_err(|error| AnswerError::Gone {
+                path: error.to_string(),
+            })?;
+        let seen = Seen {
+            witness: pidfd_witness.unwrap_or(Witness::File(file, hash)),
+            view: view.clone(),
+            since: Instant::now(),
+        };
+        // The witness was opened by number; it must be of the same task as the facts.
+        if matches!(seen.witness, Witness::File(..)) || task.stat().is_ok() {
+            let mut shard = self.shard(tid);
+            if shard.len() >= MAX_THREADS / SHARDS {
+                make_room(&mut shard);
+            }
+            shard.insert(tid, Arc::new(seen));
+        }
+        Ok(view)
+    }
+
+    fn pidfd_witness(&self, tid: u32, layout: &Layout) -> Option<Witness> {
+        if !layout.is_pure_v2() || !self.has_pidfd_info.load(Ordering::Relaxed) {
+            return None;
+        }
+        let fd = pidfd::open(tid).ok()?;
+        match pidfd::info(&fd) {
+            Ok(info) => Some(Witness::Pidfd(fd, info.cgroup_id)),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => None,
+            Err(_) => {
+                self.has_pidfd_info.store(false, Ordering::Relaxed);
+                self.count(Fallback::NoPidfdInfo);
+                None
+            }
+        }
+    }
+
+    fn view_of(
+        &self,
+        cgroups: &Cgroups,
+        task: &Task,
+        paths: Paths,
+        namespaces: Namespaces,
+    ) -> Result<View, ReadError> {
+        let key = CallerKey {
+            cgroups: paths,
+            namespaces,
+        };
+        let known = lock(&self.callers)
+            .get(&key)
+            .map(|known| known.view.clone());
+        match known {
+            Some(View::Host) => return Ok(View::Host),
+            Some(View::Container(caller)) if caller.container.is_alive() => {
+                return Ok(View::Container(caller));
+            }
+            Some(View::Container(caller)) => self.forget(&caller.container),
+            None => {}
+        }
+        let (facts, pins, pid_namespace) = self.facts(cgroups, task, &key);
+        let view = match boundary::decide(&facts, self.policy) {
+            None => View::Host,
+            Some(boundary) => {
+                let [.., foreign_time] = facts::is_foreign(&self.own, &namespaces);
+                let timens_offset = if foreign_time {
+                    task.boottime_offset().unwrap_or(0)
+                } else {
+                    0
+                };
+                View::Container(Caller {
+                    container: self.intern(cgroups, &boundary, pid_namespace)?,
+                    timens_offset,
+                })
+            }
+        };
+        let known = Known {
+            view: view.clone(),
+            _pins: pins,
+        };
+        let mut callers = lock(&self.callers);
+        if callers.len() >= MAX_CALLERS {
+            callers.clear();
+        }
+        callers.insert(key, known);
+        Ok(view)
+    }
+
+    /// Everything the boundary rules want to know, and what must stay open meanwhile.
+    fn facts(
+        &self,
+        cgroups: &Cgroups,
+        task: &Task,
+        key: &CallerKey,
+    ) -> (CallerFacts, Vec<Arc<Pin>>, Option<Arc<Pin>>) {
+        let layout = &cgroups.layout;
+        let mut facts = CallerFacts {
+            paths: key.cgroups.clone(),
+            ..CallerFacts::default()
+        };
+        let mut pins = Vec::new();
+        let mut pid_namespace = None;
+        let [foreign_cgroup, foreign_pid, foreign_time] =
+            facts::is_foreign(&self.own, &key.namespaces);
+        if foreign_cgroup && let Ok(pin) = self.pin(task, "cgroup", key.namespaces.cgroup) {
+            match facts::cgroup_namespace_root(task, &pin, layout, &key.cgroups) {
+                Ok(root) => facts.cgroupns_root = Some(root),
+                Err(_) => self.count(Fallback::CgroupnsUnknown),
+            }
+            pins.push(pin);
+        }
+        if foreign_pid && let Ok(pin) = self.pin(task, "pid", key.namespaces.pid) {
+            match facts::namespace_init(&self.host, task, &pin) {
+                Ok((init, source)) => {
+                    match source {
+                        InitSource::Ioctl => {}
+                        InitSource::Ancestors => self.count(Fallback::InitByAncestors),
+                        InitSource::Scan => self.count(Fallback::InitByScan),
+                    }
+                    facts.pidns_init = Task::open(&self.host, init)
+                        .and_then(|init| init.cgroups(layout))
+                        .ok();
+                }
+                Err(_) => self.count(Fallback::InitUnknown),
+            }
+            pid_namespace = Some(pin.clone());
+            pins.push(pin);
+        }
+        if foreign_time
+            && let Some(inode) = key.namespaces.time
+            && let Ok(pin) = self.pin(task, "time", inode)
+        {
+            pins.push(pin);
+        }
+        (facts, pins, pid_namespace)
+    }
+
+    fn pin(&self, task: &Task, kind: &str, inode: u64) -> io::Result<Arc<Pin>> {
+        let mut pins = lock(&self.pins);
+        if let Some(pin) = pins.get(&inode).and_then(std::sync::Weak::upgrade) {
+            return Ok(pin);
+        }
+        let pin = Arc::new(task.pin(kind, inode)?);
+        pins.retain(|_, pin| pin.strong_count() > 0);
+        pins.insert(inode, Arc::downgrade(&pin));
+        Ok(pin)
+    }
+
+    fn intern(
+        &self,
+        cgroups: &Cgroups,
+        boundary: &Boundary,
+        pid_namespace: Option<Arc<Pin>>,
+    ) -> Result<Arc<Container>, ReadError> {
+        let container = Container::open(&cgroups.reader, &cgroups.layout, boundary, pid_namespace)?;
+        let mut containers = lock(&self.containers);
+        // Callers that share the naming cgroup but not the others (a runtime that moved
+        // them in one hierarchy only) are kept apart: the newest is the one tracked.
+        Ok(match containers.entry(container.key) {
+            Entry::Occupied(mut known) => {
+                if known.get().paths == container.paths
+                    && (known.get().pid_namespace.is_some() || container.pid_namespace.is_none())
+                {
+                    known.get().clone()
+                } else {
+                    let container = Arc::new(container);
+                    known.insert(container.clone());
+                    container
+                }
+            }
+            Entry::Vacant(free) => free.insert(Arc::new(container)).clone(),
+        })
+    }
+
+    /// The container at a cgroup path, for `show --cgroup`: a path below a hierarchy's
+    /// root, or a directory below its mount point.
+    ///
+    /// # Errors
+    /// [`AnswerError::Gone`] when no hierarchy has it.
+    pub fn container_at(&self, path: &str) -> Result<Arc<Container>, AnswerError> {
+        let cgroups = self.cgroups();
+        let relative = cgroups
+            .layout
+            .hierarchies
+            .iter()
+            .enumerate()
+            .filter_map(|(at, _)| {
+                let rest = Path::new(path)
+                    .strip_prefix(cgroups.reader.mount_point(at))
+                    .ok()?;
+                Some(format!("/{}", rest.to_str()?.trim_end_matches('/')))
+            })
+            // The longest mount point: `/sys/fs/cgroup/memory` and not a tree above it.
+            .min_by_key(String::len)
+            .unwrap_or_else(|| format!("/{}", path.trim_matches('/')));
+        let paths: Paths = (0..cgroups.layout.hierarchies.len())
+            .map(|at| {
+                let dir = cgroups.reader.dir(at, &relative).ok()?;
+                Some(dir.path().into())
+            })
+            .collect();
+        let boundary = Boundary {
+            rule: Rule::Given,
+            paths,
+        };
+        self.intern(&cgroups, &boundary, None)
+            .map_err(|error| match error {
+                ReadError::Gone { .. } => AnswerError::Gone { path: relative },
+                ReadError::Io { path, source } => AnswerError::Io { path, source },
+            })
+    }
+
+    /// Every container known now.
+    #[must_use]
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        lock(&self.containers).values().cloned().collect()
+    }
+
+    /// Drops everything that refers to a container, because its cgroup is gone.
+    pub fn forget(&self, container: &Arc<Container>) {
+        let is_it = |view: &View| matches!(view, View::Container(caller) if Arc::ptr_eq(&caller.container, container));
+        for shard in &self.threads {
+            lock(shard).retain(|_, seen| !is_it(&seen.view));
+        }
+        lock(&self.callers).retain(|_, known| !is_it(&known.view));
+        let mut containers = lock(&self.containers);
+        if containers
+            .get(&container.key)
+            .is_some_and(|known| Arc::ptr_eq(known, container))
+        {
+            containers.remove(&container.key);
+        }
+        drop(containers);
+        let cgroups = self.cgroups();
+        container
+            .own_dirs()
+            .for_each(|dir| cgroups.reader.forget(dir));
+    }
+
+    /// To be called every few seconds: lets go of exited threads, removed cgroups and
+    /// descriptors nobody uses, and notices changed mounts. Returns the containers gone.
+    pub fn sweep(&self) -> Vec<CgroupKey> {
+        for shard in &self.threads {
+            let seen: Vec<_> = lock(shard)
+                .iter()
+                .map(|(tid, seen)| (*tid, seen.clone()))
+                .collect();
+            for (tid, seen) in seen {
+                if !seen.witness.still_holds() {
+                    lock(shard).remove(&tid);
+                }
+            }
+        }
+        let mut gone = Vec::new();
+        for container in self.containers() {
+            if !container.is_alive() {
+                gone.push(container.key);
+                self.forget(&container);
+            }
+        }
+        self.cgroups().reader.sweep(6);
+        self.notice_mounts();
+        gone
+    }
+
+    /// A hierarchy mounted or unmounted while the daemon runs changes where controllers
+    /// are; everything cached belongs to the old layout then.
+    fn notice_mounts(&self) {
+        let Ok(mountinfo) = self.host.read_proc("self/mountinfo", str::to_owned) else {
+            return;
+        };
+        let Ok(now) = Cgroups::detect(&mountinfo, &self.root, self.descriptors) else {
+            return;
+        };
+        if now.layout == self.cgroups().layout {
+            return;
+        }
+        self.count(Fallback::LayoutChanged);
+        *self.cgroups.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
+        for shard in &self.threads {
+            lock(shard).clear();
+        }
+        lock(&self.callers).clear();
+        lock(&self.containers).clear();
+    }
+
+    /// How many threads, callers and containers are remembered.
+    #[must_use]
+    pub fn sizes(&self) -> [usize; 3] {
+        [
+            self.threads.iter().map(|shard| lock(shard).len()).sum(),
+            lock(&self.callers).len(),
+            lock(&self.containers).len(),
+        ]
+    }
+}
+
+/// Lets go of the older half.
+fn make_room(shard: &mut HashMap<u32, Arc<Seen>>) {
+    let mut ages: Vec<_> = shard.values().map(|seen| seen.since).collect();
+    ages.sort_unstable();
+    if let Some(middle) = ages.get(ages.len() / 2).copied() {
+        shard.retain(|_, seen| seen.since > middle);
+    }
+}

@@ -17,13 +17,15 @@
 //! * Before the first reading lies the container's whole past, handled the same way: the
 //!   first line shown is the past spread over the CPUs, not zeros.
 
-use super::{Fields, seal, sealed};
+mod bytes;
+mod times;
+
 use crate::cpuset::CPU_LIMIT;
 use crate::snapshot::{CpuTime, PerCpuTime};
 use crate::units::Nsec;
+pub use times::Times;
+use times::scaled;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"LXcp");
-const VERSION: u32 = 1;
 /// Most usage that waits for the next reading, per shown CPU.
 const CARRY_PER_CPU: u64 = 1_000_000_000;
 /// A total that falls by more than this is another cgroup's, not another source's.
@@ -40,81 +42,6 @@ pub struct Reading<'a> {
     pub shown: &'a [(u32, u32)],
     /// Time used since the container was created; `None` if nothing gives it.
     pub time: Option<&'a CpuTime>,
-}
-
-/// Time in the states a container's line has, in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Times {
-    /// User mode, not niced.
-    pub user: u64,
-    /// User mode, niced.
-    pub nice: u64,
-    /// Kernel mode.
-    pub system: u64,
-    /// None of these.
-    pub idle: u64,
-}
-
-impl Times {
-    /// All four together: the time that passed.
-    #[must_use]
-    pub const fn sum(&self) -> u64 {
-        self.used().saturating_add(self.idle)
-    }
-
-    const fn used(&self) -> u64 {
-        self.user
-            .saturating_add(self.nice)
-            .saturating_add(self.system)
-    }
-
-    fn add(&mut self, other: Self) {
-        self.user = self.user.saturating_add(other.user);
-        self.nice = self.nice.saturating_add(other.nice);
-        self.system = self.system.saturating_add(other.system);
-        self.idle = self.idle.saturating_add(other.idle);
-    }
-
-    fn subtract(&mut self, other: Self) {
-        self.user = self.user.saturating_sub(other.user);
-        self.nice = self.nice.saturating_sub(other.nice);
-        self.system = self.system.saturating_sub(other.system);
-    }
-
-    /// The part of `amount` nanoseconds (at most all used time), of each kind in
-    /// proportion.
-    fn part(&self, amount: u64) -> Self {
-        let used = self.used();
-        let amount = amount.min(used);
-        let mut user = scaled(self.user, amount, used);
-        let mut nice = scaled(self.nice, amount, used);
-        let system = self
-            .system
-            .min(amount.saturating_sub(user).saturating_sub(nice));
-        // Rounding down left at most two nanoseconds; the kinds that have them give.
-        let mut left = amount
-            .saturating_sub(user)
-            .saturating_sub(nice)
-            .saturating_sub(system);
-        let more = left.min(self.user.saturating_sub(user));
-        user = user.saturating_add(more);
-        left = left.saturating_sub(more);
-        nice = nice.saturating_add(left.min(self.nice.saturating_sub(nice)));
-        Self {
-            user,
-            nice,
-            system,
-            idle: 0,
-        }
-    }
-}
-
-/// `value * numerator / denominator`, widened; zero for a zero denominator.
-fn scaled(value: u64, numerator: u64, denominator: u64) -> u64 {
-    let product = u128::from(value) * u128::from(numerator);
-    product
-        .checked_div(u128::from(denominator))
-        .map_or(0, |quotient| u64::try_from(quotient).unwrap_or(u64::MAX))
 }
 
 /// One CPU that is or was shown.
@@ -330,118 +257,6 @@ impl CpuHistory {
             }
         }
         self.last = Some(last);
-    }
-
-    /// The state as bytes: a header of eight words, a record of five words per line, one
-    /// of four per physical CPU, a checksum; all little-endian.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let last = self.last.unwrap_or_default();
-        let size = 88 + 40 * self.lines.len() + 32 * self.raw.len();
-        let mut bytes = Vec::with_capacity(size);
-        let counts = [
-            MAGIC,
-            VERSION,
-            self.lines.len() as u32,
-            self.raw.len() as u32,
-        ];
-        for field in counts {
-            bytes.extend_from_slice(&field.to_le_bytes());
-        }
-        let mut put = |fields: &[u64]| {
-            for field in fields {
-                bytes.extend_from_slice(&field.to_le_bytes());
-            }
-        };
-        put(&[
-            u64::from(self.last.is_some()),
-            last.now.0,
-            last.usage.0,
-            last.user.0,
-            last.system.0,
-            self.carry.user,
-            self.carry.nice,
-            self.carry.system,
-        ]);
-        for Line { cpu, shown, times } in &self.lines {
-            let cpu = u64::from(*cpu) | u64::from(*shown) << 32;
-            put(&[cpu, times.user, times.nice, times.system, times.idle]);
-        }
-        for raw in &self.raw {
-            put(&[u64::from(raw.cpu), raw.user.0, raw.system.0, raw.nice.0]);
-        }
-        seal(bytes)
-    }
-
-    /// What [`to_bytes`](Self::to_bytes) wrote; anything else gives a fresh state.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Self {
-        sealed(bytes).and_then(Self::decode).unwrap_or_default()
-    }
-
-    fn decode(mut fields: Fields<'_>) -> Option<Self> {
-        if (fields.u32()?, fields.u32()?) != (MAGIC, VERSION) {
-            return None;
-        }
-        let (lines, raw) = (fields.u32()?, fields.u32()?);
-        if lines > CPU_LIMIT || raw > CPU_LIMIT {
-            return None;
-        }
-        let seen = fields.u64()? == 1;
-        let last = Totals {
-            now: Nsec(fields.u64()?),
-            usage: Nsec(fields.u64()?),
-            user: Nsec(fields.u64()?),
-            system: Nsec(fields.u64()?),
-        };
-        let carry = Times {
-            user: fields.u64()?,
-            nice: fields.u64()?,
-            system: fields.u64()?,
-            idle: 0,
-        };
-        let mut state = Self {
-            last: seen.then_some(last),
-            carry,
-            ..Self::default()
-        };
-        for _ in 0..lines {
-            let cpu = fields.u64()?;
-            state.lines.push(Line {
-                cpu: cpu as u32,
-                shown: cpu >> 32 == 1,
-                times: Times {
-                    user: fields.u64()?,
-                    nice: fields.u64()?,
-                    system: fields.u64()?,
-                    idle: fields.u64()?,
-                },
-            });
-        }
-        for _ in 0..raw {
-            state.raw.push(PerCpuTime {
-                cpu: u32::try_from(fields.u64()?).ok()?,
-                user: Nsec(fields.u64()?),
-                system: Nsec(fields.u64()?),
-                nice: Nsec(fields.u64()?),
-            });
-        }
-        let ascending = state.lines.is_sorted_by(|a, b| a.cpu < b.cpu)
-            && state.raw.is_sorted_by(|a, b| a.cpu < b.cpu)
-            && state.lines.last().is_none_or(|line| line.cpu < CPU_LIMIT);
-        (ascending && fields.0.is_empty()).then_some(state)
-    }
-}
-
-impl Times {
-    /// Each kind times `numerator / denominator`.
-    fn part_scaled(&self, numerator: u64, denominator: u64) -> Self {
-        Self {
-            user: scaled(self.user, numerator, denominator),
-            nice: scaled(self.nice, numerator, denominator),
-            system: scaled(self.system, numerator, denominator),
-            idle: 0,
-        }
     }
 }
 

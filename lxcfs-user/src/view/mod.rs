@@ -223,14 +223,10 @@ fn why(
         let visible = cpus::derive(snapshot, policy);
         (visible.origin, visible.rule)
     };
-    let one_node = (
-        Origin::Derived("one node"),
-        "one node with every CPU and all memory of the container",
-    );
+    let one_node = node_tree::why("", snapshot, policy);
     let id = match node {
         Node::Cpu(..) => return cpus(),
-        Node::Numa(..) if !label.is_empty() => return meminfo::why(label, snapshot, policy),
-        Node::Numa(..) => return one_node,
+        Node::Numa(..) => return node_tree::why(label, snapshot, policy),
         Node::Fixed(_) => file_of(node),
     };
     match id {

@@ -13,7 +13,7 @@ use super::meminfo::{self, HostMeminfo, Meminfo, Rule};
 use crate::cpuset::CpuSet;
 use crate::engine::AnswerError;
 use crate::policy::ViewPolicy;
-use crate::snapshot::{Inputs, Snapshot};
+use crate::snapshot::{Inputs, Origin, Snapshot};
 use crate::units::Kib;
 
 /// What [`render_node`] needs for entry `index` of [`NODE_TEMPLATE`].
@@ -37,33 +37,33 @@ pub(super) fn render_list(_id: FileId, out: &mut Vec<u8>) {
     put_list(out, &visible());
 }
 
-/// Lines of `node_read_meminfo` in the kernel's order.
-const LINES: &[(&str, Rule)] = &[
-    ("SwapCached", Rule::SwapCached),
-    ("Active", Rule::Active),
-    ("Inactive", Rule::Inactive),
-    ("Active(anon)", Rule::ActiveAnon),
-    ("Inactive(anon)", Rule::InactiveAnon),
-    ("Active(file)", Rule::ActiveFile),
-    ("Inactive(file)", Rule::InactiveFile),
-    ("Unevictable", Rule::Unevictable),
-    ("Mlocked", Rule::Zero),
-    ("Dirty", Rule::Dirty),
-    ("Writeback", Rule::Writeback),
-    ("FilePages", Rule::Cached),
-    ("Mapped", Rule::Mapped),
-    ("AnonPages", Rule::AnonPages),
-    ("Shmem", Rule::Shmem),
-    ("KernelStack", Rule::KernelStack),
-    ("PageTables", Rule::PageTables),
-    ("SecPageTables", Rule::SecPageTables),
-    ("KReclaimable", Rule::SReclaimable),
-    ("Slab", Rule::Slab),
-    ("SReclaimable", Rule::SReclaimable),
-    ("SUnreclaim", Rule::SUnreclaim),
-    ("AnonHugePages", Rule::AnonHugePages),
-    ("ShmemHugePages", Rule::ShmemHugePages),
-    ("FileHugePages", Rule::FileHugePages),
+/// Lines of `node_read_meminfo` in the kernel's order, as far as a container has them.
+const LINES: &[&str] = &[
+    "SwapCached",
+    "Active",
+    "Inactive",
+    "Active(anon)",
+    "Inactive(anon)",
+    "Active(file)",
+    "Inactive(file)",
+    "Unevictable",
+    "Mlocked",
+    "Dirty",
+    "Writeback",
+    "FilePages",
+    "Mapped",
+    "AnonPages",
+    "Shmem",
+    "KernelStack",
+    "PageTables",
+    "SecPageTables",
+    "KReclaimable",
+    "Slab",
+    "SReclaimable",
+    "SUnreclaim",
+    "AnonHugePages",
+    "ShmemHugePages",
+    "FileHugePages",
 ];
 
 /// Appends the file `index` of [`NODE_TEMPLATE`] of node `node`.
@@ -91,9 +91,7 @@ pub(super) fn render_node(
         }
         Some("distance") => out.extend_from_slice(b"10\n"),
         Some("meminfo") => {
-            let text = snapshot.host.meminfo.as_deref();
-            let text = text.ok_or(AnswerError::Absent("the host's /proc/meminfo"))?;
-            let host = HostMeminfo::parse(text);
+            let host = HostMeminfo::parse(meminfo::host_text(snapshot)?);
             put_meminfo(out, snapshot, &host, policy);
         }
         _ => return Err(AnswerError::Absent("a file of this name in the node tree")),
@@ -103,22 +101,42 @@ pub(super) fn render_node(
 
 fn put_meminfo(out: &mut Vec<u8>, snapshot: &Snapshot, host: &HostMeminfo, policy: &ViewPolicy) {
     let container = Meminfo::derive(snapshot, host, policy);
-    let (total, free) = container
-        .as_ref()
-        .map_or((host.total, host.free), |m| (m.total, m.free));
+    let total = container.value(Rule::Total).map_or(host.total, Kib);
+    let free = container.value(Rule::Free).map_or(host.free, Kib);
     let mut put = |name: &str, kib: Kib| {
         out.extend_from_slice(b"Node 0 ");
-        put_label(out, name, 16);
+        put_label(out, name, meminfo::LABEL);
         put_width(out, kib.0, 8);
         out.extend_from_slice(b" kB\n");
     };
     put("MemTotal", total);
     put("MemFree", free);
     put("MemUsed", total.less(free));
-    for (name, rule) in LINES {
-        if let Some(kib) = container.as_ref().and_then(|m| m.value(*rule)) {
+    for name in LINES {
+        let line = meminfo::line_of(in_meminfo(name));
+        if let Some(kib) = line.and_then(|line| container.value(line.rule)) {
             put(name, Kib(kib));
         }
+    }
+}
+
+/// The name of a line in `/proc/meminfo`: page cache is called otherwise there.
+fn in_meminfo(name: &str) -> &str {
+    match name {
+        "FilePages" => "Cached",
+        name => name,
+    }
+}
+
+/// Where a line of node 0's meminfo, or without a label the rest of the tree, comes from.
+pub(super) fn why(label: &str, snapshot: &Snapshot, policy: &ViewPolicy) -> (Origin, &'static str) {
+    match label {
+        "" => (
+            Origin::Derived("one node"),
+            "one node with every CPU and all memory of the container",
+        ),
+        "MemUsed" => (Origin::Derived("meminfo"), "MemTotal - MemFree"),
+        label => meminfo::why(in_meminfo(label), snapshot, policy),
     }
 }
 

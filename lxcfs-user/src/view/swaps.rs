@@ -8,7 +8,7 @@ use crate::snapshot::{Inputs, Origin, Snapshot};
 use crate::units::{Kib, Limit};
 
 /// What [`render`] needs; the host's totals come from its meminfo.
-pub const INPUTS: Inputs = Inputs::HOST_MEMINFO.and(Inputs::SWAP);
+pub const INPUTS: Inputs = Inputs::HOST_MEMINFO.and(Inputs::MEMORY).and(Inputs::SWAP);
 
 const HOST: Origin = Origin::Host("/proc/meminfo");
 
@@ -33,9 +33,19 @@ impl SwapView {
             return none(Origin::Derived("swap is turned off"));
         }
         let Some(swap) = &snapshot.swap else {
-            return none(Origin::Unavailable(
-                "swap is not counted per cgroup; 0 is shown",
-            ));
+            if snapshot.memory.is_some() {
+                return none(Origin::Unavailable(
+                    "swap is not counted per cgroup; 0 is shown",
+                ));
+            }
+            // As for memory: without the controller nothing narrows the machine's swap.
+            let origin = Origin::Unavailable("no memory controller");
+            return Self {
+                total: host.swap_total,
+                free: host.swap_free.min(host.swap_total),
+                total_origin: origin,
+                free_origin: origin,
+            };
         };
         let (total, total_origin) = match swap.limit.value {
             Limit::Value(limit) if limit.to_kib() <= host.swap_total => {
@@ -139,6 +149,14 @@ mod tests {
             ..ViewPolicy::default()
         };
         assert_eq!(shown(&swap(container(), Limit::Max, MIB), &off), HEADER);
+    }
+
+    #[test]
+    fn without_a_memory_controller_swap_is_the_machines_as_in_meminfo() {
+        let mut snapshot = container();
+        (snapshot.memory, snapshot.swap) = (None, None);
+        let text = shown(&snapshot, &ViewPolicy::default());
+        assert!(text.ends_with("\t1048572\t\t48572\t\t0\n"), "{text}");
     }
 
     #[test]

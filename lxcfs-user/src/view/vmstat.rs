@@ -2,10 +2,10 @@
 //! host's order; the others describe the machine and are left out.
 
 use super::format::{leading_u64, put_column};
-use super::meminfo::{HostMeminfo, Meminfo};
+use super::meminfo::{HostMeminfo, Meminfo, Rule};
 use crate::policy::ViewPolicy;
 use crate::snapshot::{Inputs, MemoryStat, Origin, Snapshot};
-use crate::units::Bytes;
+use crate::units::{Bytes, Kib};
 
 /// What [`render`] needs.
 pub const INPUTS: Inputs = Inputs::HOST_VMSTAT
@@ -75,7 +75,7 @@ pub fn render(snapshot: &Snapshot, policy: &ViewPolicy, out: &mut Vec<u8>) {
     let stat = &memory.stat.value;
     let meminfo = snapshot.host.meminfo.as_deref().unwrap_or("");
     let host_meminfo = HostMeminfo::parse(meminfo);
-    let free = Meminfo::derive(snapshot, &host_meminfo, policy).map(|m| m.free);
+    let free = Meminfo::derive(snapshot, &host_meminfo, policy).value(Rule::Free);
     let page = snapshot.facts.page_size;
     let host = snapshot.host.vmstat.as_deref().unwrap_or("");
     let names = host.lines().filter_map(|line| {
@@ -84,7 +84,9 @@ pub fn render(snapshot: &Snapshot, policy: &ViewPolicy, out: &mut Vec<u8>) {
     });
     for name in names {
         let value = match name {
-            "nr_free_pages" => free.and_then(|free| in_unit(free.to_bytes(), Unit::Pages, page)),
+            "nr_free_pages" => {
+                free.and_then(|free| in_unit(Kib(free).to_bytes(), Unit::Pages, page))
+            }
             _ => state(name, stat, page).or_else(|| event(name, stat)),
         };
         if let Some(value) = value {

@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 
+use super::bytes::{MAGIC, VERSION};
 use super::*;
+use crate::history::seal;
 use crate::snapshot::Origin;
 
 const SECOND: u64 = 1_000_000_000;

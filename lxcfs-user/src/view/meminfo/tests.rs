@@ -1,5 +1,8 @@
+use super::derive::{HOST, low_watermark};
 use super::*;
-use crate::snapshot::{Controller, Decided};
+use crate::snapshot::{Controller, Decided, HugePages, Memory, MemoryStat};
+use crate::units::{Bytes, Kib, Limit};
+use crate::view::format::leading_u64;
 use crate::view::testing::{MEMINFO, MIB, cgroup, container, render_with, swap};
 
 fn shown(snapshot: &Snapshot) -> String {
@@ -101,7 +104,7 @@ DirectMap1G:    25165824 kB
 fn the_format_of_every_line_is_the_kernels_f33() {
     // Rendering the host's own values gives the host's own bytes: widths, units, order.
     let mut snapshot = container();
-    snapshot.memory = None;
+    (snapshot.memory, snapshot.swap) = (None, None);
     assert_eq!(shown(&snapshot), MEMINFO);
     for (host, ours) in MEMINFO.lines().zip(shown(&container()).lines()) {
         assert_eq!(host.len(), ours.len(), "{host} / {ours}");
@@ -169,7 +172,7 @@ fn lines_that_memory_stat_has_are_never_the_hosts_f9() {
             rule,
             Rule::HugePagesTotal | Rule::HugePagesFree | Rule::HugePagesOther | Rule::Hugetlb
         );
-        if rule != Rule::Host && !from_pool {
+        if !matches!(rule, Rule::Host) && !from_pool {
             assert_ne!(host, ours);
         }
     }

@@ -4,6 +4,7 @@
 pub mod args;
 mod attach;
 mod doctor;
+mod file_name;
 mod legacy;
 mod remote;
 mod sibling;

@@ -7,8 +7,9 @@ use clap::Parser;
 
 use crate::command::{cargo, output, run};
 use crate::setup::{self, Purpose};
+use crate::tidy;
 
-/// Checks format, lints (warnings denied) and documentation.
+/// Checks format, lints (warnings denied), documentation and the tree's own rules (tidy).
 #[derive(Parser)]
 pub(crate) struct Args {}
 
@@ -22,6 +23,7 @@ impl Args {
             "clippy",
             "--workspace",
             "--all-targets",
+            "--features=lxcfs-tests/vm-tests",
             "--quiet",
             "--",
             "-D",
@@ -39,6 +41,10 @@ impl Args {
             "documentation",
             cargo().args(doc).env("RUSTDOCFLAGS", "-D warnings"),
         )?;
+        println!("check: tidy");
+        if !tidy::report()? {
+            return Ok(ExitCode::FAILURE);
+        }
         println!("check: everything passed");
         Ok(ExitCode::SUCCESS)
     }

@@ -10,6 +10,7 @@ mod command;
 mod peer;
 mod setup;
 mod test;
+mod tidy;
 mod vm;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ enum Command {
     Check(check::Args),
     Setup(setup::Args),
     Test(test::Args),
+    Tidy(tidy::Args),
     Vm(vm::Args),
 }
 
@@ -57,6 +59,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Check(args) => args.run(),
         Command::Setup(args) => args.run(),
         Command::Test(args) => args.run(),
+        Command::Tidy(args) => args.run(),
         Command::Vm(args) => args.run(),
     }
 }

@@ -63,12 +63,12 @@ families! {
         "Answers being worked on now.";
     REQUEST_OLDEST_SECONDS: Gauge "lxcfs_request_oldest_seconds" []
         "Age of the answer that has been worked on for longest; 0 when none is.";
-    FALLBACKS: Counter "lxcfs_fallbacks_total" ["reason"]
-        "Values that came from a lesser source than the best one, by reason.";
+    FALLBACKS: Counter "lxcfs_fallbacks_total" ["field", "reason"]
+        "Values that came from a lesser source than the best one, by what is affected and why.";
     FEATURE: Gauge "lxcfs_feature" ["feature", "state"]
         "Always 1; the state of each feature of the collector is in the labels.";
     BPF_PROGRAMS: Gauge "lxcfs_bpf_programs" []
-        "eBPF programs loaded.";
+        "Features of the collector that eBPF programs serve now.";
     HOST_VIEW: Gauge "lxcfs_host_view" []
         "1 while SIGUSR2 has switched all views to the host's values.";
     ATTACHED: Counter "lxcfs_attached_total" ["method", "outcome"]
@@ -79,8 +79,18 @@ families! {
         "Containers left alone, by reason.";
     STALE_MOUNTS: Gauge "lxcfs_stale_mounts" []
         "Dead mounts of ours seen by the last scan.";
-    WORKERS_STARTED: Counter "lxcfs_workers_started_total" []
-        "Workers that have served this mount so far, the present one included.";
+    ANSWERS: Counter "lxcfs_answers_total" []
+        "Requests of the kernel answered on this connection, by all its workers.";
+    WORKER_DEATHS: Counter "lxcfs_worker_deaths_total" []
+        "Workers that ended while they served, upgrades not counted.";
+    STUCK_WORKERS: Counter "lxcfs_stuck_workers_total" []
+        "Workers replaced because the mount did not answer.";
+    UPGRADES: Counter "lxcfs_upgrades_total" []
+        "Workers replaced by another binary while serving.";
+    REPLAYED: Counter "lxcfs_replayed_requests_total" []
+        "Requests of a dead worker that the next one answered.";
+    POISONED: Counter "lxcfs_poisoned_requests_total" []
+        "Requests given up with EIO because they ended every worker that tried.";
     CONNECTION_WAITING: Gauge "lxcfs_connection_waiting" []
         "Requests the kernel waits for (/sys/fs/fuse/connections/N/waiting).";
     MOUNT_ANSWERS: Gauge "lxcfs_mount_answers" []

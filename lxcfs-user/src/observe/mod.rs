@@ -12,3 +12,4 @@ pub mod log;
 pub mod metrics;
 pub mod probe;
 pub mod requests;
+pub mod sources;

@@ -4,6 +4,7 @@
 //! `view` (pure) — `container`, `collect` (gather) — `vfs`, `fuse` (serve) — `daemon`,
 //! `cli` (wire). ARCHITECTURE.md draws the map.
 
+pub mod agent;
 pub mod attach;
 pub mod bpf;
 pub mod cgroup;

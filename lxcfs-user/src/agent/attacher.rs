@@ -1,0 +1,209 @@
+//! Owns the agent's hand: attaching to and healing containers that any source of
+//! discovery brings, with the counts of what came of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::policy::{Decision, Reason};
+use crate::attach::{
+    AttachError, Engine, EngineOptions, Goal, Outcome, Report, Scan, Selection, Target,
+};
+use crate::observe::metrics::{self, Figures};
+
+/// How a container came to be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Method {
+    /// The runtime's NRI socket.
+    Nri,
+    /// Docker's events.
+    Docker,
+    /// An OCI hook.
+    Hook,
+    /// Looking through all processes.
+    Scan,
+}
+
+impl Method {
+    /// The metric's label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Nri => "nri",
+            Self::Docker => "docker",
+            Self::Hook => "hook",
+            Self::Scan => "scan",
+        }
+    }
+}
+
+/// A container and what was decided for it.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The container.
+    pub target: Target,
+    /// What to do.
+    pub decision: Decision,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    attached: BTreeMap<(Method, &'static str), u64>,
+    heals: BTreeMap<&'static str, u64>,
+    skipped: BTreeMap<&'static str, u64>,
+    stale: u64,
+}
+
+/// Attaches from one mountpoint; shared by all sources of discovery.
+#[derive(Debug)]
+pub struct Attacher {
+    mountpoint: PathBuf,
+    options: EngineOptions,
+    counts: Mutex<Counts>,
+}
+
+impl Attacher {
+    /// Attaches from the daemon's mount at `mountpoint`.
+    pub fn new(mountpoint: impl Into<PathBuf>, options: EngineOptions) -> Self {
+        Self {
+            mountpoint: mountpoint.into(),
+            options,
+            counts: Mutex::default(),
+        }
+    }
+
+    /// Where files are attached from.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// The entries of `selection` that the daemon serves now; none when it does not answer.
+    pub fn served(&self, selection: &Selection) -> Selection {
+        if Engine::open(&self.mountpoint, self.options.clone()).is_err() {
+            return Selection::none();
+        }
+        let entries = selection.entries();
+        entries
+            .filter(|entry| self.mountpoint.join(entry.path).symlink_metadata().is_ok())
+            .collect()
+    }
+
+    /// Carries jobs out. Files are attached where that was decided; dead mounts are healed
+    /// in every container.
+    ///
+    /// # Errors
+    /// There is no live mount to attach from.
+    pub fn carry_out(&self, jobs: Vec<Job>, method: Method) -> Result<Report, AttachError> {
+        if jobs.is_empty() {
+            return Ok(Report::default());
+        }
+        let engine = Engine::open(&self.mountpoint, self.options.clone());
+        let engine = match engine {
+            Ok(engine) => Arc::new(engine),
+            Err(err) => {
+                let unserved = jobs
+                    .iter()
+                    .filter(|job| matches!(job.decision, Decision::Attach(_)));
+                let mut counts = self.lock();
+                *counts.attached.entry((method, "not-served")).or_default() +=
+                    unserved.count() as u64;
+                return Err(err);
+            }
+        };
+        // One run of the engine per selection: containers with the same wish go together.
+        let mut groups: Vec<(Option<Selection>, Vec<Target>)> = Vec::new();
+        for job in jobs {
+            let wish = match job.decision {
+                Decision::Attach(selection) => Some(selection),
+                Decision::Leave(reason) => {
+                    self.skip(reason);
+                    None
+                }
+            };
+            match groups.iter_mut().find(|(of, _)| *of == wish) {
+                Some((_, targets)) => targets.push(job.target),
+                None => groups.push((wish, vec![job.target])),
+            }
+        }
+        let mut whole = Report::default();
+        for (wish, targets) in groups {
+            let attaches = wish.is_some();
+            let goal = wish.map_or(Goal::Heal, |selection| Goal::Attach {
+                selection,
+                takeover: false,
+            });
+            let report = engine.run(targets, &goal);
+            self.count(&report, attaches.then_some(method));
+            whole.elapsed_usec += report.elapsed_usec;
+            whole.containers.extend(report.containers);
+        }
+        Ok(whole)
+    }
+
+    /// Counts a container that is left alone.
+    pub fn skip(&self, reason: Reason) {
+        self.skip_as(reason.label());
+    }
+
+    /// The same, with a reason of another kind.
+    pub fn skip_as(&self, reason: &'static str) {
+        *self.lock().skipped.entry(reason).or_default() += 1;
+    }
+
+    fn count(&self, report: &Report, method: Option<Method>) {
+        let mut counts = self.lock();
+        for container in &report.containers {
+            let failed = container.error.is_some()
+                || container
+                    .steps
+                    .iter()
+                    .any(|step| matches!(step.outcome, Outcome::Failed { .. }));
+            if let Some(method) = method {
+                let outcome = if failed { "failed" } else { "ok" };
+                *counts.attached.entry((method, outcome)).or_default() += 1;
+            }
+            for step in &container.steps {
+                let healed = match step.outcome {
+                    Outcome::Replaced { gapless: true } => "replaced",
+                    Outcome::Replaced { gapless: false } => "replaced-with-gap",
+                    Outcome::Covered => "covered",
+                    Outcome::Failed { .. } => "failed",
+                    _ => continue,
+                };
+                *counts.heals.entry(healed).or_default() += 1;
+            }
+        }
+    }
+
+    /// Remembers how many dead mounts the last scan left behind.
+    pub fn set_stale(&self, count: u64) {
+        self.lock().stale = count;
+    }
+
+    /// The container with this id, when its runtime did not tell a process.
+    ///
+    /// # Errors
+    /// None or several.
+    pub fn find(&self, id: &str) -> Result<Target, AttachError> {
+        Scan::default().by_id(id).map(Target::from)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl metrics::Source for Attacher {
+    fn figures(&self, out: &mut Figures) {
+        let counts = self.lock();
+        for (&(method, outcome), &count) in &counts.attached {
+            out.count(metrics::ATTACHED, &[method.label(), outcome], count);
+        }
+        for (&outcome, &count) in &counts.heals {
+            out.count(metrics::HEALS, &[outcome], count);
+        }
+        for (&reason, &count) in &counts.skipped {
+            out.count(metrics::SKIPPED, &[reason], count);
+        }
+        out.count(metrics::STALE_MOUNTS, &[], counts.stale);
+    }
+}

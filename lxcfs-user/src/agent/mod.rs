@@ -1,0 +1,7 @@
+//! Owns the node agent: learning of containers from whatever the node offers (NRI, Docker
+//! events, a scan of all processes), deciding by policy, and attaching. Nothing here can
+//! keep a container from starting.
+
+pub mod attacher;
+pub mod nri;
+pub mod policy;

@@ -20,12 +20,13 @@ mod load;
 pub mod plan;
 mod probe;
 pub mod rollup;
+mod sampler;
 mod sys;
 mod tasks;
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use aya::Ebpf;
 use aya::maps::{Array, MapData};
@@ -36,6 +37,7 @@ pub use error::BpfError;
 pub use events::{CgroupEvent, EventCgroup, EventStream};
 pub use feature::{Feature, FeatureState};
 pub use rollup::{CgroupId, LastPid, TaskCounts};
+pub use sampler::{CgroupLoadState, EventHandler, Sampler};
 pub use tasks::TaskSample;
 
 use crate::snapshot::PerCpuTime;
@@ -63,6 +65,8 @@ impl Default for Options {
 pub struct Collector {
     inner: Inner,
     v1_controller: Option<&'static str>,
+    /// Its number in `/proc/cgroups`.
+    v1_hierarchy: Option<u32>,
     block_on_v1: bool,
 }
 
@@ -83,14 +87,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `CLOCK_BOOTTIME`.
-fn boottime() -> Nsec {
+fn read_lock<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write_lock<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Time on one of the kernel's clocks.
+fn clock(id: libc::clockid_t) -> Nsec {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: the pointer is valid; this clock exists on every supported kernel.
-    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    // SAFETY: the pointer is valid; the clocks asked for exist on every supported kernel.
+    unsafe { libc::clock_gettime(id, &raw mut time) };
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
     Nsec(
@@ -98,6 +110,10 @@ fn boottime() -> Nsec {
             .saturating_mul(1_000_000_000)
             .saturating_add(nanoseconds),
     )
+}
+
+fn boottime() -> Nsec {
+    clock(libc::CLOCK_BOOTTIME)
 }
 
 impl Collector {
@@ -110,6 +126,7 @@ impl Collector {
         let mut collector = Self {
             inner: Inner::default(),
             v1_controller: plan.v1_controller,
+            v1_hierarchy: plan.v1_controller.and_then(probe::v1_hierarchy),
             block_on_v1: plan.block_on_v1,
         };
         let states = if let Some(states) = load::nothing_to_load(&plan) {
@@ -202,6 +219,17 @@ impl Collector {
     #[must_use]
     pub const fn v1_controller(&self) -> Option<&'static str> {
         self.v1_controller
+    }
+
+    /// The id under which the cgroup of an event is counted; `None` for a hierarchy that is
+    /// not counted.
+    #[must_use]
+    pub fn counted_id(&self, cgroup: &EventCgroup) -> Option<CgroupId> {
+        match cgroup.hierarchy {
+            0 => Some(CgroupId::V2(cgroup.id)),
+            number if Some(number) == self.v1_hierarchy => Some(CgroupId::V1(cgroup.id)),
+            _ => None,
+        }
     }
 
     /// Whether [`BlockRow::cgroup`] is an id of the v1 blkio hierarchy rather than of v2.

@@ -77,13 +77,21 @@ fn possible_cpus(list: &str) -> u32 {
         .map_or(1, |last| last.saturating_add(1))
 }
 
+/// Number of the v1 hierarchy that a controller is on.
+pub(super) fn v1_hierarchy(controller: &str) -> Option<u32> {
+    hierarchy_of(&read("/proc/cgroups"), controller).filter(|number| *number != 0)
+}
+
+/// Second column of the controller's line; 0 is v2.
+fn hierarchy_of(cgroups: &str, controller: &str) -> Option<u32> {
+    cgroups.lines().find_map(|line| {
+        let mut columns = line.split_ascii_whitespace();
+        (columns.next() == Some(controller)).then(|| columns.next()?.parse().ok())?
+    })
+}
+
 fn v1_controllers(cgroups: &str) -> V1Controllers {
-    let on_v1 = |name: &str| {
-        cgroups.lines().any(|line| {
-            let mut columns = line.split_ascii_whitespace();
-            columns.next() == Some(name) && columns.next().is_some_and(|hierarchy| hierarchy != "0")
-        })
-    };
+    let on_v1 = |name| hierarchy_of(cgroups, name).is_some_and(|number| number != 0);
     V1Controllers {
         cpu: on_v1("cpu"),
         cpuacct: on_v1("cpuacct"),

@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod loadavg;
+pub mod loads;
 
 /// Sums bytes so that a torn write is noticed (FNV-1a, 64 bits).
 fn checksum(bytes: &[u8]) -> u64 {

@@ -69,3 +69,5 @@ pub fn stdout_of(command: &mut Command) -> String {
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
+
+pub mod fixture;

@@ -1,0 +1,245 @@
+//! Upgrade in place: a worker of the new program gets ready beside the serving one, then takes
+//! over like a standby. When it does not serve, the old program continues. At the end the
+//! holder replaces its own program too, keeping every descriptor.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::{Holder, START_DEADLINE, keep_open};
+use crate::channel::Order;
+use crate::control::answer;
+use crate::image::Image;
+use crate::layout::Cause;
+use crate::log::say;
+use crate::options::Adopt;
+use crate::spawn::{Phase, Worker};
+use crate::HOLDER_COMM;
+
+/// A new program must serve within this time after the switch.
+const SERVE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// An upgrade under way.
+pub(super) struct Upgrade {
+    image: Image,
+    stage: Stage,
+    since: Instant,
+    client: Option<OwnedFd>,
+}
+
+enum Stage {
+    /// The candidate prepares itself.
+    Preparing(Worker),
+    /// The old worker was killed; its end is awaited.
+    Switching(Worker),
+    /// The candidate is the active worker and has not reported yet.
+    Trial,
+}
+
+impl Upgrade {
+    pub(super) fn deadline(&self) -> Instant {
+        self.since
+            + match self.stage {
+                Stage::Preparing(_) => START_DEADLINE,
+                Stage::Switching(_) | Stage::Trial => SERVE_DEADLINE,
+            }
+    }
+
+    pub(super) fn candidate(&self) -> Option<&Worker> {
+        match &self.stage {
+            Stage::Preparing(worker) | Stage::Switching(worker) => Some(worker),
+            Stage::Trial => None,
+        }
+    }
+
+    pub(super) fn candidate_mut(&mut self) -> Option<&mut Worker> {
+        match &mut self.stage {
+            Stage::Preparing(worker) | Stage::Switching(worker) => Some(worker),
+            Stage::Trial => None,
+        }
+    }
+
+    pub(super) fn into_candidate(self) -> Option<Worker> {
+        match self.stage {
+            Stage::Preparing(worker) | Stage::Switching(worker) => Some(worker),
+            Stage::Trial => None,
+        }
+    }
+}
+
+impl Holder {
+    /// Starts an upgrade to the program at `path` (empty: where the present one was found).
+    pub(super) fn start_upgrade(&mut self, path: &Path, client: Option<OwnedFd>) {
+        let path: PathBuf =
+            if path.as_os_str().is_empty() { self.image.path.clone() } else { path.into() };
+        let refuse = |reason: String| {
+            say(&format!("no upgrade: {reason}"));
+            if let Some(client) = &client {
+                answer(client, &Err(reason));
+            }
+        };
+        if self.upgrade.is_some() {
+            return refuse("an upgrade is under way".to_owned());
+        }
+        if !self.active.as_ref().is_some_and(|w| w.phase == Phase::Serving) {
+            return refuse("no worker serves at the moment".to_owned());
+        }
+        let image = match Image::open(&path) {
+            Ok(image) => image,
+            Err(error) => return refuse(format!("{}: {error}", path.display())),
+        };
+        let Some(worker) = self.spawn(&image) else {
+            return refuse(format!("{} cannot be started", path.display()));
+        };
+        let stage = Stage::Preparing(worker);
+        self.upgrade = Some(Upgrade { image, stage, since: Instant::now(), client });
+    }
+
+    /// The candidate is ready: end the old worker.
+    pub(super) fn switch_to_candidate(&mut self) {
+        let Some(upgrade) = self.upgrade.take() else { return };
+        let Upgrade { image, stage, client, .. } = upgrade;
+        let Stage::Preparing(worker) = stage else { return };
+        let stage = Stage::Switching(worker);
+        self.upgrade = Some(Upgrade { image, stage, since: Instant::now(), client });
+        match &self.active {
+            Some(active) => active.kill(),
+            None => self.upgrade_lost_active(),
+        }
+    }
+
+    /// The active worker is gone: the candidate takes over, or the trial has failed.
+    pub(super) fn upgrade_lost_active(&mut self) {
+        let Some(upgrade) = self.upgrade.take() else { return };
+        let Upgrade { image, stage, client, .. } = upgrade;
+        match stage {
+            Stage::Switching(mut worker) => {
+                let cause = self.down.map_or(Cause::Killed, |(_, cause)| cause);
+                worker.tell(&Order::Activate(cause));
+                worker.enter(Phase::Activated);
+                let header = self.state.header();
+                header.worker_pid.store(worker.pid, std::sync::atomic::Ordering::Relaxed);
+                self.answers_before = self.state.answers();
+                self.active = Some(worker);
+                let since = Instant::now();
+                self.upgrade = Some(Upgrade { image, stage: Stage::Trial, since, client });
+            }
+            Stage::Trial => {
+                let upgrade = Upgrade { image, stage: Stage::Trial, since: Instant::now(), client };
+                report_failure(upgrade, "its worker ended before it served; the old program continues");
+            }
+            // The old worker died by itself; its own standby takes over, the upgrade goes on.
+            Stage::Preparing(_) => {
+                self.upgrade = Some(Upgrade { image, stage, since: Instant::now(), client });
+            }
+        }
+    }
+
+    /// The candidate died before it was told to serve.
+    pub(super) fn candidate_died(&mut self) {
+        let Some(mut upgrade) = self.upgrade.take() else { return };
+        let how = upgrade.candidate_mut().map_or_else(String::new, |w| w.reap().to_string());
+        report_failure(upgrade, &format!("its worker {how} while it prepared itself"));
+        self.cover();
+    }
+
+    /// A worker reports that it serves; completes the upgrade if it was on trial.
+    pub(super) fn upgrade_serves(&mut self) {
+        let Some(upgrade) = self.upgrade.take() else { return };
+        let Upgrade { image, stage: Stage::Trial, client, .. } = upgrade else {
+            self.upgrade = Some(upgrade);
+            return;
+        };
+        self.upgrades += 1;
+        say(&format!("upgraded to {}", image.path.display()));
+        if let Some(standby) = self.standby.take() {
+            standby.kill_and_wait();
+        }
+        self.probing = None;
+        let old = std::mem::replace(&mut self.image, image);
+        if old.same_file(&self.image) {
+            if let Some(client) = client {
+                answer(&client, &Ok("the same program was started afresh".to_owned()));
+            }
+            return;
+        }
+        self.last_good = Some(old);
+        let error = self.become_new_program(client.as_ref());
+        say(&format!("the workers are upgraded, the holder is not: {error}"));
+        if let Some(client) = client {
+            answer(&client, &Ok(format!("workers upgraded; the holder keeps its program ({error})")));
+        }
+    }
+
+    /// Replaces the holder's program; returns only on failure.
+    fn become_new_program(&mut self, client: Option<&OwnedFd>) -> std::io::Error {
+        let mut options = self.options.clone();
+        options.ready_fd = None;
+        if let Some(program) = options.worker.first_mut()
+            && !program.is_empty()
+        {
+            *program = self.image.path.clone().into();
+        }
+        let adopt = Adopt {
+            fuse: self.fuse.as_raw_fd(),
+            state: self.state.fd().as_raw_fd(),
+            control: self.control.as_ref().map(|control| control.listener().as_raw_fd()),
+            client: client.map(AsRawFd::as_raw_fd),
+            workers: self
+                .active
+                .iter()
+                .map(|worker| (worker.pid, worker.channel.as_raw_fd()))
+                .collect(),
+        };
+        let mut kept = vec![adopt.fuse, adopt.state];
+        kept.extend(adopt.control);
+        kept.extend(adopt.client);
+        kept.extend(adopt.workers.iter().map(|(_, channel)| *channel));
+        options.adopt = Some(adopt);
+        keep_open(&kept, true);
+        let error = Command::new(self.image.exec_path())
+            .arg0(HOLDER_COMM)
+            .args(options.to_args())
+            .exec();
+        keep_open(&kept, false);
+        error
+    }
+
+    /// Gives up an upgrade that takes too long.
+    pub(super) fn check_upgrade(&mut self, now: Instant) {
+        if self.upgrade.as_ref().is_none_or(|upgrade| now < upgrade.deadline()) {
+            return;
+        }
+        let Some(upgrade) = self.upgrade.take() else { return };
+        match &upgrade.stage {
+            Stage::Preparing(worker) => {
+                worker.kill();
+                report_failure(upgrade, "its worker did not get ready in time");
+            }
+            Stage::Switching(_) => {
+                // The old worker does not end: it is stuck in the kernel. Keep waiting for it.
+                self.upgrade = Some(Upgrade { since: now, ..upgrade });
+            }
+            Stage::Trial => {
+                if let Some(active) = &mut self.active {
+                    active.stuck = true;
+                    active.kill();
+                }
+                report_failure(upgrade, "its worker did not serve in time; the old program continues");
+            }
+        }
+    }
+}
+
+fn report_failure(upgrade: Upgrade, reason: &str) {
+    let text = format!("upgrade to {} failed: {reason}", upgrade.image.path.display());
+    say(&text);
+    if let Some(client) = &upgrade.client {
+        answer(client, &Err(text));
+    }
+    if let Some(worker) = upgrade.into_candidate() {
+        worker.kill_and_wait();
+    }
+}

@@ -1,0 +1,288 @@
+//! The worker: prepares everything, waits for the holder's word, adopts the connection and
+//! serves until it is killed. There is no orderly end; being killed is the normal one.
+
+mod standalone;
+mod store;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use lxcfs_common::catalogue::{CATALOGUE, Kind, Node};
+use lxcfs_holder::channel::{Order, Report, hear, say};
+use lxcfs_holder::layout::{Cause, Orphan, State};
+use lxcfs_holder::{CHANNEL_FD, FUSE_FD, STATE_FD, WORKER_COMM, inherited};
+
+pub use standalone::Standalone;
+pub use store::HistoryStore;
+
+use crate::engine::{AnswerError, Caller, Engine};
+use crate::fuse::{self, DeviceWake, Facts, ServeError, Server};
+use crate::vfs::psi::Triggers;
+use crate::vfs::{OpenFiles, SnapshotTable, Vfs};
+
+/// Why a worker cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// A descriptor from the holder is missing or wrong.
+    #[error("{what}; a worker is started by the holder, not by hand")]
+    Inherited {
+        /// Which descriptor.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection cannot be adopted.
+    #[error("cannot adopt the FUSE connection")]
+    Serve(#[from] ServeError),
+    /// The engine gave no answer to the self-test.
+    #[error("self-test: {path} cannot be rendered")]
+    SelfTest {
+        /// The file.
+        path: &'static str,
+        /// The engine's error.
+        #[source]
+        source: AnswerError,
+    },
+    /// The self-test's request was refused.
+    #[error("self-test: LOOKUP of proc failed with errno {0}")]
+    Lookup(i32),
+    /// Mounting failed ([`Standalone`] only).
+    #[error(transparent)]
+    Mount(#[from] lxcfs_holder::MountError),
+}
+
+/// Called once, when the worker starts to serve.
+pub type OnActive = Box<dyn FnOnce(HistoryStore) + Send>;
+/// Called for each command that reaches the daemon through the holder: `toggle-host-view`, or
+/// the text of [`Request::Command`](lxcfs_holder::control::Request::Command). Returns what the
+/// client is told.
+pub type OnCommand = Box<dyn Fn(&str) -> Result<String, String> + Send>;
+
+/// What the daemon wants to know from its worker.
+#[derive(Default)]
+pub struct WorkerOptions {
+    /// Starts samplers and the like; a standby worker must not run them. Called after serving
+    /// has begun, on the worker's main thread.
+    pub on_active: Option<OnActive>,
+    /// Handles commands.
+    pub on_command: Option<OnCommand>,
+}
+
+/// Serves `engine` as the worker of the holder that started this process. Returns only when
+/// it cannot start, or was never needed (the holder is gone).
+///
+/// # Errors
+/// See [`WorkerError`]; the connection has not been touched then.
+pub fn run(options: WorkerOptions, engine: Arc<dyn Engine>) -> Result<(), WorkerError> {
+    lxcfs_holder::set_process_name(WORKER_COMM);
+    let take = |fd, what| inherited(fd).map_err(|source| WorkerError::Inherited { what, source });
+    let device = take(FUSE_FD, "the FUSE device is missing")?;
+    let state = take(STATE_FD, "the state memory is missing")?;
+    let channel = Arc::new(take(CHANNEL_FD, "the channel to the holder is missing")?);
+    let state = State::open_whole(state).map_err(|source| WorkerError::Inherited {
+        what: "the state memory cannot be used",
+        source,
+    })?;
+    let worker = Worker::prepare(device, Arc::new(state), channel, engine)?;
+    worker.self_test()?;
+    worker.report(&Report::Ready);
+    let Some(cause) = worker.stand_by() else { return Ok(()) };
+    let serving = worker.activate(cause)?;
+    serving.serve(options);
+    Ok(())
+}
+
+struct Worker {
+    device: OwnedFd,
+    state: Arc<State>,
+    channel: Arc<OwnedFd>,
+    engine: Arc<dyn Engine>,
+    table: Option<Arc<SnapshotTable>>,
+    triggers: Arc<Triggers>,
+    server: Box<dyn Server>,
+}
+
+impl Worker {
+    fn prepare(
+        device: OwnedFd,
+        state: Arc<State>,
+        channel: Arc<OwnedFd>,
+        engine: Arc<dyn Engine>,
+    ) -> Result<Self, WorkerError> {
+        let counter = state.clone();
+        let next_handle = Box::new(move || counter.header().next_handle.fetch_add(1, Ordering::Relaxed));
+        let table = store::opens(&state).map(|arena| Arc::new(SnapshotTable::new(arena, next_handle)));
+        let opens: Arc<dyn OpenFiles> = match &table {
+            Some(table) => table.clone(),
+            None => Arc::new(SnapshotTable::private()),
+        };
+        let duplicate = device.try_clone().map_err(|source| WorkerError::Inherited {
+            what: "the FUSE device cannot be duplicated",
+            source,
+        })?;
+        let journal = Arc::new(store::Journal::new(state.clone()));
+        let triggers = Triggers::new(journal, Arc::new(DeviceWake(duplicate)));
+        let vfs = Arc::new(Vfs::new(engine.clone(), opens, triggers.clone()));
+        let header = state.header();
+        let facts = Facts {
+            loops: state.loops(),
+            kernel_minor: header.kernel_minor.load(Ordering::Relaxed),
+            mounted_at_sec: header.mounted_at_sec.load(Ordering::Relaxed),
+        };
+        let to_holder = channel.clone();
+        let ended = Box::new(move |result: io::Result<()>| {
+            if let Err(error) = result {
+                tracing::error!(%error, "a serving loop failed");
+                process::exit(1);
+            }
+            let _holder_gone = say(&*to_holder, &Report::Unmounted.to_text());
+            process::exit(0);
+        });
+        let server = fuse::prepare(vfs, facts, Some(state.clone()), ended)?;
+        Ok(Self { device, state, channel, engine, table, triggers, server })
+    }
+
+    fn report(&self, report: &Report) {
+        if let Err(error) = say(&*self.channel, &report.to_text()) {
+            // Without a holder we serve on: a successor takes the connection over from us.
+            tracing::debug!(%error, "the holder does not listen");
+        }
+    }
+
+    /// One request through fuser, one text through the engine. Neither touches the shared
+    /// memory, which belongs to the active worker.
+    fn self_test(&self) -> Result<(), WorkerError> {
+        let reply = self.server.replay(&fuse::lookup_request("proc"))?;
+        let errno = reply.get(4..8).map_or(libc::EIO, |e| -bytemuck::pod_read_unaligned::<i32>(e));
+        if errno != 0 {
+            return Err(WorkerError::Lookup(errno));
+        }
+        let tested = CATALOGUE.iter().find_map(|entry| match entry.kind {
+            Kind::File(id) if self.engine.exists(id) => Some(entry),
+            _ => None,
+        });
+        if let Some(entry) = tested {
+            let caller = Caller { tid: process::id(), uid: 0 };
+            self.engine
+                .render(caller, Node::Fixed(entry), &mut Vec::new())
+                .map_err(|source| WorkerError::SelfTest { path: entry.path, source })?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the word to serve; `None` when the holder is gone.
+    fn stand_by(&self) -> Option<Cause> {
+        loop {
+            let text = hear(&*self.channel, true).ok()??;
+            match Order::from_text(&text) {
+                Some(Order::Activate(cause)) => return Some(cause),
+                Some(Order::Probe(path)) => self.probe(path),
+                Some(Order::Command(_)) => {
+                    self.report(&Report::Answer(Err("a standby worker takes no commands".to_owned())));
+                }
+                None => tracing::warn!(order = text, "ignoring an order of a newer holder"),
+            }
+        }
+    }
+
+    /// Reads a file of the mount through the kernel, on a thread of its own: it may wait for
+    /// ever, or until this very worker takes over.
+    fn probe(&self, mountpoint: String) {
+        let channel = self.channel.clone();
+        let names: Vec<&'static str> = CATALOGUE
+            .iter()
+            .filter(|entry| matches!(entry.kind, Kind::File(id) if self.engine.exists(id)))
+            .map(|entry| entry.path)
+            .take(1)
+            .collect();
+        let probe = move || {
+            let result = names.iter().try_for_each(|name| {
+                std::fs::read(format!("{mountpoint}/{name}")).map(drop).map_err(|e| e.to_string())
+            });
+            let _holder_gone = say(&*channel, &Report::Probed(result).to_text());
+        };
+        if let Err(error) = std::thread::Builder::new().name("probe".to_owned()).spawn(probe) {
+            self.report(&Report::Probed(Err(error.to_string())));
+        }
+    }
+
+    /// Takes the connection over: nothing of the previous worker runs any more.
+    fn activate(self, cause: Cause) -> Result<Self, WorkerError> {
+        store::adopt(&self.state);
+        if let Some(table) = &self.table {
+            table.recover();
+        }
+        for unique in self.state.harvest(cause) {
+            self.refuse(unique);
+        }
+        self.server.adopt_slots()?;
+        let (mut replayed, mut poisoned) = (0, 0);
+        for unique in self.state.backlog() {
+            match self.state.start(unique) {
+                Some(Orphan::Replay(request)) => {
+                    replayed += 1;
+                    match self.server.replay(&request) {
+                        Ok(reply) => self.pass_on(&reply),
+                        Err(error) => {
+                            tracing::error!(%error, unique, "replaying a request");
+                            self.refuse(unique);
+                        }
+                    }
+                }
+                Some(Orphan::Poison) => {
+                    poisoned += 1;
+                    self.refuse(unique);
+                }
+                None => {}
+            }
+            self.state.finish(unique);
+        }
+        self.server.go_live(&self.device)?;
+        let header = self.state.header();
+        header.serving_since_nsec.store(monotonic_nsec(), Ordering::Relaxed);
+        self.report(&Report::Serving { replayed, poisoned });
+        self.triggers.recover(&*self.engine);
+        Ok(self)
+    }
+
+    fn pass_on(&self, reply: &[u8]) {
+        if let Err(error) = fuse::answer(&self.device, reply) {
+            tracing::error!(%error, "passing a replayed answer on");
+        }
+    }
+
+    fn refuse(&self, unique: u64) {
+        self.pass_on(&fuse::error_reply(unique, libc::EIO));
+    }
+
+    fn serve(mut self, options: WorkerOptions) {
+        if let Some(on_active) = options.on_active {
+            on_active(HistoryStore::new(self.state.clone()));
+        }
+        while let Ok(Some(text)) = hear(&*self.channel, true) {
+            match Order::from_text(&text) {
+                Some(Order::Command(command)) => {
+                    let answer = match &options.on_command {
+                        Some(on_command) => on_command(&command),
+                        None => Err("this daemon takes no commands".to_owned()),
+                    };
+                    self.report(&Report::Answer(answer));
+                }
+                Some(Order::Probe(_) | Order::Activate(_)) | None => {
+                    tracing::warn!(order = text, "ignoring an order that is not for an active worker");
+                }
+            }
+        }
+        // The holder is gone. Readers need not know; a successor will find us.
+        self.server.join();
+    }
+}
+
+fn monotonic_nsec() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+}

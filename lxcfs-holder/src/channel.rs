@@ -5,9 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 
 use crate::layout::Cause;
 
@@ -142,11 +140,17 @@ pub fn say(socket: &impl AsFd, text: &str) -> io::Result<()> {
 /// `WouldBlock` when there is none and `wait` is false.
 pub fn hear(socket: &impl AsFd, wait: bool) -> io::Result<Option<String>> {
     let mut buffer = [0; MAX_MESSAGE];
-    let flags = if wait { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
+    let flags = if wait {
+        MsgFlags::empty()
+    } else {
+        MsgFlags::MSG_DONTWAIT
+    };
     loop {
         return match recv(socket.as_fd().as_raw_fd(), &mut buffer, flags) {
             Ok(0) | Err(Errno::ECONNRESET) => Ok(None),
-            Ok(length) => Ok(Some(String::from_utf8_lossy(&buffer[..length]).into_owned())),
+            Ok(length) => Ok(Some(
+                String::from_utf8_lossy(&buffer[..length]).into_owned(),
+            )),
             Err(Errno::EINTR) => continue,
             Err(error) => Err(error.into()),
         };
@@ -170,7 +174,10 @@ mod tests {
         }
         for report in [
             Report::Ready,
-            Report::Serving { replayed: 3, poisoned: 1 },
+            Report::Serving {
+                replayed: 3,
+                poisoned: 1,
+            },
             Report::Probed(Ok(())),
             Report::Probed(Err("no such file".to_owned())),
             Report::Answer(Ok("info".to_owned())),
@@ -185,7 +192,10 @@ mod tests {
     #[test]
     fn a_lost_peer_is_told_from_silence() {
         let (one, two) = pair().unwrap();
-        assert_eq!(hear(&one, false).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            hear(&one, false).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
         say(&two, "ready").unwrap();
         assert_eq!(hear(&one, false).unwrap().as_deref(), Some("ready"));
         drop(two);

@@ -57,7 +57,9 @@ impl Request {
             return Err("this is the control socket of lxcfs".to_owned());
         }
         if words.next() != Some(VERSION) {
-            return Err(format!("only version {VERSION} of the protocol is spoken here"));
+            return Err(format!(
+                "only version {VERSION} of the protocol is spoken here"
+            ));
         }
         let verb = words.next().unwrap_or_default();
         let rest = words.next().unwrap_or_default();
@@ -66,7 +68,9 @@ impl Request {
             "upgrade" => Ok(Self::Upgrade(rest.into())),
             "stop" => Ok(Self::Stop),
             "command" => Ok(Self::Command(rest.to_owned())),
-            _ => Err(format!("unknown request {verb:?}; known: status, upgrade, stop, command")),
+            _ => Err(format!(
+                "unknown request {verb:?}; known: status, upgrade, stop, command"
+            )),
         }
     }
 }
@@ -76,16 +80,30 @@ impl Request {
 /// # Errors
 /// When nobody listens or answers in time. The inner error is the holder's own.
 pub fn ask(path: &Path, request: &Request, wait: Duration) -> io::Result<Result<String, String>> {
-    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    let socket = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     say(&socket, &request.to_text())?;
-    let mut poll = [nix::poll::PollFd::new(socket.as_fd(), nix::poll::PollFlags::POLLIN)];
+    let mut poll = [nix::poll::PollFd::new(
+        socket.as_fd(),
+        nix::poll::PollFlags::POLLIN,
+    )];
     let wait = nix::poll::PollTimeout::try_from(wait).unwrap_or(nix::poll::PollTimeout::MAX);
     if nix::poll::poll(&mut poll, wait)? == 0 {
-        return Err(io::Error::new(io::ErrorKind::TimedOut, "the holder does not answer"));
+        return Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the holder does not answer",
+        ));
     }
     let answer = hear(&socket, true)?.ok_or_else(|| {
-        io::Error::new(io::ErrorKind::UnexpectedEof, "the holder closed the connection")
+        io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the holder closed the connection",
+        )
     })?;
     Ok(match answer.split_once(' ') {
         Some(("ok", text)) => Ok(text.to_owned()),
@@ -114,7 +132,12 @@ impl Control {
             None,
         )?;
         let address = UnixAddr::new(path)?;
-        let other = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        let other = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
         if connect(other.as_raw_fd(), &address).is_ok() {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
@@ -127,7 +150,11 @@ impl Control {
         }
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         listen(&listener, Backlog::new(16)?)?;
-        Ok(Self { path: path.into(), listener: crate::fd::high(listener)?, clients: Vec::new() })
+        Ok(Self {
+            path: path.into(),
+            listener: crate::fd::high(listener)?,
+            clients: Vec::new(),
+        })
     }
 
     /// Continues with a listener of an earlier program of this process.
@@ -149,9 +176,13 @@ impl Control {
 
     /// Accepts one client if it is root.
     pub(crate) fn accept(&mut self) {
-        let Ok(fd) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) else { return };
+        let Ok(fd) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) else {
+            return;
+        };
         // SAFETY: a fresh descriptor that nobody else owns.
-        let Ok(client) = crate::fd::high(unsafe { OwnedFd::from_raw_fd(fd) }) else { return };
+        let Ok(client) = crate::fd::high(unsafe { OwnedFd::from_raw_fd(fd) }) else {
+            return;
+        };
         if self.clients.len() >= MAX_CLIENTS {
             return answer(&client, &Err("too many clients".to_owned()));
         }
@@ -207,7 +238,15 @@ mod tests {
             assert_eq!(Request::from_text(&request.to_text()), Ok(request));
         }
         assert!(Request::from_text("GET / HTTP/1.1").is_err());
-        assert!(Request::from_text("lxcfs 2 status").unwrap_err().contains("version 1"));
-        assert!(Request::from_text("lxcfs 1 dance").unwrap_err().contains("dance"));
+        assert!(
+            Request::from_text("lxcfs 2 status")
+                .unwrap_err()
+                .contains("version 1")
+        );
+        assert!(
+            Request::from_text("lxcfs 1 dance")
+                .unwrap_err()
+                .contains("dance")
+        );
     }
 }

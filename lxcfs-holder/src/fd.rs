@@ -59,9 +59,7 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 /// Duplicates descriptor `number` of another process.
 pub(crate) fn pidfd_getfd(pidfd: &impl AsFd, number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: plain integers; the result is checked.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_fd().as_raw_fd(), number, 0)
-    };
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_fd().as_raw_fd(), number, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -21,12 +21,20 @@ impl Image {
     /// Opens the executable at `path`; an empty path means this program.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let own = path.as_os_str().is_empty();
-        let file = File::open(if own { Path::new("/proc/self/exe") } else { path })?;
+        let file = File::open(if own {
+            Path::new("/proc/self/exe")
+        } else {
+            path
+        })?;
         let metadata = file.metadata()?;
         if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
             return Err(io::Error::other("is not an executable file"));
         }
-        let path = if own { on_disk(&std::fs::read_link("/proc/self/exe")?) } else { path.into() };
+        let path = if own {
+            on_disk(&std::fs::read_link("/proc/self/exe")?)
+        } else {
+            path.into()
+        };
         Ok(Self {
             file: crate::fd::high(file.into())?,
             path,
@@ -61,6 +69,9 @@ mod tests {
         let own = Image::open(Path::new("")).unwrap();
         assert!(own.same_file(&Image::open(&own.path).unwrap()));
         assert!(Image::open(Path::new("/")).is_err());
-        assert_eq!(on_disk(Path::new("/usr/bin/lxcfs (deleted)")), Path::new("/usr/bin/lxcfs"));
+        assert_eq!(
+            on_disk(Path::new("/usr/bin/lxcfs (deleted)")),
+            Path::new("/usr/bin/lxcfs")
+        );
     }
 }

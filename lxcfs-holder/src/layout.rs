@@ -242,7 +242,9 @@ impl State {
         }
         let state = Self::map(file.into(), HOLDER_BYTES)?;
         let header = state.header();
-        header.loops.store(loops.min(MAX_LOOPS) as u32, Ordering::Relaxed);
+        header
+            .loops
+            .store(loops.min(MAX_LOOPS) as u32, Ordering::Relaxed);
         header.next_handle.store(1, Ordering::Relaxed);
         let mut offset = HOLDER_BYTES;
         for (entry, (id, len)) in header.table.iter().zip(REGIONS) {
@@ -276,7 +278,9 @@ impl State {
     fn check(self) -> io::Result<Self> {
         let header = self.header();
         if header.magic.load(Ordering::Acquire) != MAGIC {
-            return Err(io::Error::other("the descriptor is not an lxcfs state memory"));
+            return Err(io::Error::other(
+                "the descriptor is not an lxcfs state memory",
+            ));
         }
         let version = header.version.load(Ordering::Relaxed);
         if version != VERSION {
@@ -296,7 +300,9 @@ impl State {
     fn map(fd: OwnedFd, len: usize) -> io::Result<Self> {
         let size = File::from(fd.try_clone()?).metadata()?.len() as usize;
         if size < HOLDER_BYTES || size < len {
-            return Err(io::Error::other("the descriptor is too small for an lxcfs state memory"));
+            return Err(io::Error::other(
+                "the descriptor is too small for an lxcfs state memory",
+            ));
         }
         // SAFETY: a new shared mapping of a file that is long enough and sealed against
         // shrinking (or made by us just now).
@@ -314,7 +320,12 @@ impl State {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
-        Ok(Self { fd, base, len })
+        // Holders pass the number on to workers, at a fixed lower one.
+        Ok(Self {
+            fd: crate::fd::high(fd)?,
+            base,
+            len,
+        })
     }
 
     /// The memory's descriptor.
@@ -347,7 +358,10 @@ impl State {
     /// Requests answered since the mount.
     pub fn answers(&self) -> u64 {
         let slots = &self.control().slots;
-        slots.iter().map(|slot| slot.answers.load(Ordering::Relaxed)).sum()
+        slots
+            .iter()
+            .map(|slot| slot.answers.load(Ordering::Relaxed))
+            .sum()
     }
 
     /// Where slot `index` starts in the memory, for mapping it elsewhere.
@@ -365,7 +379,10 @@ impl State {
             .find(|entry| entry.id.load(Ordering::Relaxed) == id as u32)?;
         let offset = entry.offset.load(Ordering::Relaxed) as usize;
         let len = entry.len.load(Ordering::Relaxed) as usize;
-        if offset % PAGE != 0 || offset < HOLDER_BYTES || offset.checked_add(len)? > self.len {
+        if !offset.is_multiple_of(PAGE)
+            || offset < HOLDER_BYTES
+            || offset.checked_add(len)? > self.len
+        {
             return None;
         }
         // SAFETY: the region was just checked to lie inside the mapping.
@@ -381,7 +398,9 @@ impl State {
             four[..bytes.len()].copy_from_slice(bytes);
             word.store(u32::from_ne_bytes(four), Ordering::Relaxed);
         }
-        header.mountpoint_len.store(path.len() as u32, Ordering::Release);
+        header
+            .mountpoint_len
+            .store(path.len() as u32, Ordering::Release);
     }
 
     /// The recorded mountpoint.
@@ -431,7 +450,9 @@ impl State {
 
     fn in_backlog(&self, unique: u64) -> bool {
         let backlog = &self.control().backlog;
-        backlog.iter().any(|entry| entry.unique.load(Ordering::Acquire) == unique)
+        backlog
+            .iter()
+            .any(|entry| entry.unique.load(Ordering::Acquire) == unique)
     }
 
     /// Moves the unanswered requests of a dead worker into the backlog and blames the one it
@@ -453,7 +474,9 @@ impl State {
         }
         let mut lost = Vec::new();
         for (index, slot) in control.slots.iter().enumerate() {
-            let Some(header) = self.orphan_in_slot(index) else { continue };
+            let Some(header) = self.orphan_in_slot(index) else {
+                continue;
+            };
             if !self.in_backlog(header.unique) && !self.keep(index, header) {
                 lost.push(header.unique);
             }
@@ -464,7 +487,9 @@ impl State {
 
     fn keep(&self, slot: usize, header: RequestHeader) -> bool {
         let backlog = &self.control().backlog;
-        let Some(free) = backlog.iter().position(|entry| entry.unique.load(Ordering::Acquire) == 0)
+        let Some(free) = backlog
+            .iter()
+            .position(|entry| entry.unique.load(Ordering::Acquire) == 0)
         else {
             return false;
         };
@@ -523,7 +548,10 @@ impl State {
     /// Frees the entry of `unique`: it has been answered.
     pub fn finish(&self, unique: u64) {
         let backlog = &self.control().backlog;
-        for entry in backlog.iter().filter(|e| e.unique.load(Ordering::Acquire) == unique) {
+        for entry in backlog
+            .iter()
+            .filter(|e| e.unique.load(Ordering::Acquire) == unique)
+        {
             entry.started.store(0, Ordering::Relaxed);
             entry.unique.store(0, Ordering::Release);
         }

@@ -62,7 +62,10 @@ pub fn exec(options: &HolderOptions) -> std::io::Error {
     {
         return error;
     }
-    Command::new("/proc/self/exe").arg0(HOLDER_COMM).args(options.to_args()).exec()
+    Command::new("/proc/self/exe")
+        .arg0(HOLDER_COMM)
+        .args(options.to_args())
+        .exec()
 }
 
 /// To be called first in `main`: if this process was started as the holder, does the holder's

@@ -40,7 +40,9 @@ pub enum MountError {
         holder: u32,
     },
     /// `/dev/fuse` cannot be opened.
-    #[error("cannot open /dev/fuse: {source}; load the module (modprobe fuse) and, in a container, pass the device")]
+    #[error(
+        "cannot open /dev/fuse: {source}; load the module (modprobe fuse) and, in a container, pass the device"
+    )]
     Device {
         /// The cause.
         source: io::Error,
@@ -72,7 +74,9 @@ pub(crate) struct MountLine {
 
 /// Parses `/proc/self/mountinfo`; lines that are not understood are left out.
 pub(crate) fn parse_mountinfo(text: &[u8]) -> Vec<MountLine> {
-    text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
+    text.split(|byte| *byte == b'\n')
+        .filter_map(parse_line)
+        .collect()
 }
 
 fn parse_line(line: &[u8]) -> Option<MountLine> {
@@ -116,16 +120,23 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 /// The topmost mount at `point`, if there is any.
 pub(crate) fn topmost(point: &Path) -> io::Result<Option<MountLine>> {
     let text = fs::read("/proc/self/mountinfo")?;
-    Ok(parse_mountinfo(&text).into_iter().rfind(|mounted| mounted.point == point))
+    Ok(parse_mountinfo(&text)
+        .into_iter()
+        .rfind(|mounted| mounted.point == point))
 }
 
 /// The mountpoint as mountinfo shows it. Only the parent is resolved: touching the mountpoint
 /// itself may fail (dead mount) or wait (mount without a worker).
 pub(crate) fn canonical(point: &Path) -> Result<PathBuf, MountError> {
-    let problem = |reason: String| MountError::Mountpoint { path: point.to_path_buf(), reason };
+    let problem = |reason: String| MountError::Mountpoint {
+        path: point.to_path_buf(),
+        reason,
+    };
     let absolute = std::path::absolute(point).map_err(|e| problem(e.to_string()))?;
     let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-        return Err(problem("the root directory cannot be the mountpoint".to_owned()));
+        return Err(problem(
+            "the root directory cannot be the mountpoint".to_owned(),
+        ));
     };
     let parent = fs::canonicalize(parent)
         .map_err(|e| problem(format!("{e}; create it with mkdir -p {}", point.display())))?;
@@ -161,7 +172,9 @@ pub(crate) fn inspect(point: &Path) -> Result<Found, MountError> {
                         .map_err(|e| system("unmount the dead mount")(e.into()))?;
                 }
                 Probe::Live | Probe::Silent => {
-                    return Ok(Found::Live { connection: mounted.minor });
+                    return Ok(Found::Live {
+                        connection: mounted.minor,
+                    });
                 }
             },
             _ => return Ok(Found::Free),
@@ -225,12 +238,16 @@ fn probe(point: &Path) -> Result<Probe, MountError> {
 
 /// Refuses a mountpoint that does not exist, is no directory, or hides files.
 pub(crate) fn check_directory(point: &Path, nonempty: bool) -> Result<(), MountError> {
-    let problem = |reason: String| MountError::Mountpoint { path: point.to_path_buf(), reason };
+    let problem = |reason: String| MountError::Mountpoint {
+        path: point.to_path_buf(),
+        reason,
+    };
     let kind = fs::symlink_metadata(point)
         .map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => {
-                problem(format!("does not exist; create it with mkdir -p {}", point.display()))
-            }
+            io::ErrorKind::NotFound => problem(format!(
+                "does not exist; create it with mkdir -p {}",
+                point.display()
+            )),
             _ => problem(e.to_string()),
         })?
         .file_type();
@@ -283,7 +300,10 @@ pub(crate) fn mount(point: &Path) -> Result<Connection, MountError> {
         MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
         Some(OsStr::new(&data)),
     )
-    .map_err(|e| MountError::System { call: "mount(2) of fuse.lxcfs", source: e.into() })?;
+    .map_err(|e| MountError::System {
+        call: "mount(2) of fuse.lxcfs",
+        source: e.into(),
+    })?;
     let finish = || {
         let number = topmost(point)
             .map_err(system("read /proc/self/mountinfo"))?
@@ -293,7 +313,11 @@ pub(crate) fn mount(point: &Path) -> Result<Connection, MountError> {
         Ok((number, answer_init(&fuse)?))
     };
     match finish() {
-        Ok((number, kernel_minor)) => Ok(Connection { fuse, number, kernel_minor }),
+        Ok((number, kernel_minor)) => Ok(Connection {
+            fuse,
+            number,
+            kernel_minor,
+        }),
         Err(error) => {
             let _already_failing = umount2(point, MntFlags::MNT_DETACH);
             Err(error)
@@ -317,13 +341,20 @@ impl Mounted {
         let point = canonical(mountpoint)?;
         if let Found::Live { .. } = inspect(&point)? {
             let reason = "another file system of this kind is mounted there".to_owned();
-            return Err(MountError::Mountpoint { path: point, reason });
+            return Err(MountError::Mountpoint {
+                path: point,
+                reason,
+            });
         }
         check_directory(&point, false)?;
         let connection = mount(&point)?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let mounted_at_sec = now.map_or(0, |now| now.as_secs());
-        Ok(Self { point, connection, mounted_at_sec })
+        Ok(Self {
+            point,
+            connection,
+            mounted_at_sec,
+        })
     }
 
     /// The `/dev/fuse` descriptor, INIT already answered.
@@ -426,7 +457,9 @@ fn init_reply(request: &[u8]) -> Result<(InitOut, u32), MountError> {
     }
     let word = |index: usize| {
         let at = REQUEST_HEADER_BYTES + 4 * index;
-        request.get(at..at + 4).map(bytemuck::pod_read_unaligned::<u32>)
+        request
+            .get(at..at + 4)
+            .map(bytemuck::pod_read_unaligned::<u32>)
     };
     let major = word(0).ok_or_else(short)?;
     let minor = word(1).ok_or_else(short)?;
@@ -437,7 +470,11 @@ fn init_reply(request: &[u8]) -> Result<(InitOut, u32), MountError> {
         )));
     }
     let low = u64::from(word(3).ok_or_else(short)?);
-    let high = if low & INIT_EXT != 0 { u64::from(word(4).unwrap_or(0)) } else { 0 };
+    let high = if low & INIT_EXT != 0 {
+        u64::from(word(4).unwrap_or(0))
+    } else {
+        0
+    };
     let flags = WANTED & (low | high << 32);
     let reply = InitOut {
         len: size_of::<InitOut>() as u32,
@@ -489,7 +526,11 @@ mod tests {
         assert_eq!(found[0].fs_type, "ext3");
         assert_eq!(
             found[1],
-            MountLine { minor: 57, point: "/var/lib/a b".into(), fs_type: FS_TYPE.into() }
+            MountLine {
+                minor: 57,
+                point: "/var/lib/a b".into(),
+                fs_type: FS_TYPE.into()
+            }
         );
     }
 
@@ -520,7 +561,10 @@ mod tests {
     #[test]
     fn init_asks_only_for_what_the_kernel_offers() {
         let (reply, minor) = init_reply(&init_request(32, ASYNC_READ as u32, u32::MAX)).unwrap();
-        assert_eq!((reply.flags, reply.flags2, minor), (ASYNC_READ as u32, 0, 32));
+        assert_eq!(
+            (reply.flags, reply.flags2, minor),
+            (ASYNC_READ as u32, 0, 32)
+        );
         assert_eq!(reply.max_write, MAX_WRITE);
         let (reply, _) = init_reply(&init_request(41, u32::MAX, u32::MAX)).unwrap();
         assert_eq!(u64::from(reply.flags2) << 32, ALLOW_IDMAP);

@@ -43,7 +43,9 @@ impl Manager {
 
     /// Sends a state change; without a manager nothing happens.
     pub(crate) fn notify(&self, text: &str, fds: &[RawFd]) -> io::Result<()> {
-        let Some(address) = &self.address else { return Ok(()) };
+        let Some(address) = &self.address else {
+            return Ok(());
+        };
         let socket = socket(
             AddressFamily::Unix,
             SockType::Datagram,
@@ -64,7 +66,11 @@ impl Manager {
 
     /// Stores the connection with the manager, so that it outlives all our processes.
     pub(crate) fn store(&self, fuse: RawFd, state: RawFd, tree: Option<RawFd>) -> io::Result<()> {
-        for (name, fd) in [(FUSE_NAME, Some(fuse)), (STATE_NAME, Some(state)), (TREE_NAME, tree)] {
+        for (name, fd) in [
+            (FUSE_NAME, Some(fuse)),
+            (STATE_NAME, Some(state)),
+            (TREE_NAME, tree),
+        ] {
             if let Some(fd) = fd {
                 self.notify(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[])?;
                 // FDPOLL=0: an error state of the device must not make the manager drop it.
@@ -116,5 +122,9 @@ pub(crate) fn stored() -> Option<Stored> {
         };
         *place = crate::fd::inherited(fd).and_then(crate::fd::high).ok();
     }
-    Some(Stored { fuse: fuse?, state: state?, tree })
+    Some(Stored {
+        fuse: fuse?,
+        state: state?,
+        tree,
+    })
 }

@@ -87,7 +87,10 @@ impl HolderOptions {
         let millis = |duration: Duration| OsString::from(duration.as_millis().to_string());
         let number = |fd: RawFd| OsString::from(fd.to_string());
         put("mountpoint", self.mountpoint.as_os_str());
-        put("nonempty", OsStr::new(if self.nonempty { "1" } else { "0" }));
+        put(
+            "nonempty",
+            OsStr::new(if self.nonempty { "1" } else { "0" }),
+        );
         put("loops", OsStr::new(&self.loops.to_string()));
         put("orphan-ms", &millis(self.orphan_bound));
         put("probe-ms", &millis(self.probe_interval));
@@ -125,7 +128,11 @@ impl HolderOptions {
         use std::os::unix::ffi::OsStrExt;
         let mut options = Self::new("", Vec::new());
         let mut args = args.into_iter();
-        let mut adopt = Adopt { fuse: -1, state: -1, ..Adopt::default() };
+        let mut adopt = Adopt {
+            fuse: -1,
+            state: -1,
+            ..Adopt::default()
+        };
         for word in args.by_ref() {
             if word == "--" {
                 break;
@@ -182,7 +189,13 @@ mod tests {
     fn options_survive_the_exec() {
         let mut options = HolderOptions::new(
             "/var/lib/lxc fs",
-            vec!["".into(), "worker".into(), "--option=a=b".into(), "--".into(), "x".into()],
+            vec![
+                "".into(),
+                "worker".into(),
+                "--option=a=b".into(),
+                "--".into(),
+                "x".into(),
+            ],
         );
         options.control = Some("/run/lxcfs/control".into());
         options.ready_fd = Some(7);
@@ -196,14 +209,21 @@ mod tests {
         });
         let args = options.to_args();
         assert_eq!(args[0], ENTRY);
-        assert_eq!(HolderOptions::from_args(args.into_iter().skip(1)), Ok(options));
+        assert_eq!(
+            HolderOptions::from_args(args.into_iter().skip(1)),
+            Ok(options)
+        );
     }
 
     #[test]
     fn a_newer_argument_is_no_error_and_a_broken_one_is() {
         let from = |args: &[&str]| HolderOptions::from_args(args.iter().map(OsString::from));
         assert!(from(&["mountpoint=/m", "colour=red", "--"]).is_ok());
-        assert!(from(&["mountpoint=/m", "loops=many"]).unwrap_err().contains("loops"));
+        assert!(
+            from(&["mountpoint=/m", "loops=many"])
+                .unwrap_err()
+                .contains("loops")
+        );
         assert!(from(&["loops=2"]).unwrap_err().contains("mountpoint"));
     }
 }

@@ -133,7 +133,8 @@ impl Worker {
     pub(crate) fn reap(&self) -> End {
         let mut status = 0;
         // SAFETY: status is ours. Not our child (taken over): ECHILD, end unknown.
-        let done = unsafe { libc::waitpid(self.pid as libc::pid_t, &raw mut status, libc::WNOHANG) };
+        let done =
+            unsafe { libc::waitpid(self.pid as libc::pid_t, &raw mut status, libc::WNOHANG) };
         if done != self.pid as libc::pid_t {
             return End::Unknown;
         }
@@ -147,7 +148,10 @@ impl Worker {
     /// Kills it and waits for its end (a moment: SIGKILL of a process in no kernel wait of ours).
     pub(crate) fn kill_and_wait(self) {
         self.kill();
-        let mut poll = [nix::poll::PollFd::new(self.pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+        let mut poll = [nix::poll::PollFd::new(
+            self.pidfd.as_fd(),
+            nix::poll::PollFlags::POLLIN,
+        )];
         let _ended = nix::poll::poll(&mut poll, 1000u16);
         self.reap();
     }

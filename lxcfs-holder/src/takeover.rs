@@ -42,7 +42,12 @@ fn take(pid: u32, number: u32) -> Option<Found> {
     let pidfd = crate::fd::pidfd_open(pid).ok()?;
     let state = crate::fd::pidfd_getfd(&pidfd, STATE_FD).ok()?;
     let header = State::open(state.try_clone().ok()?).ok()?;
-    if header.header().connection.load(std::sync::atomic::Ordering::Relaxed) != number {
+    if header
+        .header()
+        .connection
+        .load(std::sync::atomic::Ordering::Relaxed)
+        != number
+    {
         return None;
     }
     let fuse = crate::fd::pidfd_getfd(&pidfd, FUSE_FD).ok()?;
@@ -51,7 +56,10 @@ fn take(pid: u32, number: u32) -> Option<Found> {
 
 /// The holder that runs the connection in `state`, if it is alive.
 pub(crate) fn living_holder(state: &State) -> Option<u32> {
-    let pid = state.header().holder_pid.load(std::sync::atomic::Ordering::Relaxed);
+    let pid = state
+        .header()
+        .holder_pid
+        .load(std::sync::atomic::Ordering::Relaxed);
     let other = pid != 0 && pid != std::process::id();
     (other && comm(pid).as_deref() == Some(HOLDER_COMM)).then_some(pid)
 }

@@ -32,14 +32,25 @@ pub const GENERATION_LINES: usize = 100;
 
 /// The text of `/proc/meminfo` and, longer, of `/proc/cpuinfo`: the same for ever.
 pub fn constant_text(len: usize) -> Vec<u8> {
-    (0..len).map(|at| if at % 64 == 63 { b'\n' } else { b'a' + (at / 64 + at) as u8 % 26 }).collect()
+    (0..len)
+        .map(|at| {
+            if at % 64 == 63 {
+                b'\n'
+            } else {
+                b'a' + (at / 64 + at) as u8 % 26
+            }
+        })
+        .collect()
 }
 
 /// A text that is different each time: [`GENERATION_LINES`] lines with one number. A reader
 /// that sees two numbers got parts of two texts.
 pub fn generation_text(generation: u64) -> Vec<u8> {
     let line = |index| format!("generation {generation} line {index}\n");
-    (0..GENERATION_LINES).map(line).collect::<String>().into_bytes()
+    (0..GENERATION_LINES)
+        .map(line)
+        .collect::<String>()
+        .into_bytes()
 }
 
 /// Checks one complete [`generation_text`].
@@ -84,7 +95,11 @@ impl Fixture {
     /// When the control file [`BROKEN`] says so.
     pub fn from_env() -> Result<Self, String> {
         let fixture = Self::new(std::env::var_os(CONTROL_DIR).unwrap_or_default().into());
-        if fixture.told(BROKEN) { Err("told to be broken".to_owned()) } else { Ok(fixture) }
+        if fixture.told(BROKEN) {
+            Err("told to be broken".to_owned())
+        } else {
+            Ok(fixture)
+        }
     }
 
     fn told(&self, name: &str) -> bool {
@@ -98,7 +113,9 @@ impl Engine for Fixture {
             out.extend_from_slice(b"0\n");
             return Ok(());
         };
-        let Kind::File(id) = entry.kind else { return Err(AnswerError::Absent("a directory")) };
+        let Kind::File(id) = entry.kind else {
+            return Err(AnswerError::Absent("a directory"));
+        };
         match id {
             FileId::Cpuinfo => out.extend_from_slice(&self.long),
             FileId::Stat | FileId::CpuOnline => {
@@ -107,7 +124,10 @@ impl Engine for Fixture {
             }
             FileId::Uptime => out.extend_from_slice(format!("{}\n", caller.tid).as_bytes()),
             FileId::Loadavg => {
-                return Err(AnswerError::Caller { tid: caller.tid, reason: "by definition" });
+                return Err(AnswerError::Caller {
+                    tid: caller.tid,
+                    reason: "by definition",
+                });
             }
             FileId::Diskstats => {
                 std::thread::sleep(Duration::from_micros(1500));
@@ -152,6 +172,9 @@ impl Engine for Fixture {
             .write(true)
             .open(path)
             .map(OwnedFd::from)
-            .map_err(|source| AnswerError::Io { path: path.to_owned(), source })
+            .map_err(|source| AnswerError::Io {
+                path: path.to_owned(),
+                source,
+            })
     }
 }

@@ -29,7 +29,9 @@ fn an_unanswered_request_survives_until_it_is_finished() {
     read_into_slot(&state, 2, 10, READ, b"body");
     assert!(state.harvest(Cause::Killed).is_empty());
     assert_eq!(state.backlog(), [10]);
-    let Some(Orphan::Replay(bytes)) = state.start(10) else { panic!("not replayable") };
+    let Some(Orphan::Replay(bytes)) = state.start(10) else {
+        panic!("not replayable")
+    };
     assert_eq!(&bytes[REQUEST_HEADER_BYTES..], b"body");
     state.finish(10);
     assert!(state.backlog().is_empty());
@@ -57,11 +59,15 @@ fn a_crash_during_replay_loses_nothing() {
     read_into_slot(&state, 1, 12, READ, b"twelve");
     state.harvest(Cause::Killed);
     // The next worker replays 10: its loop reads it into slot 1, over 12, and dies.
-    let Some(Orphan::Replay(bytes)) = state.start(10) else { panic!("not replayable") };
+    let Some(Orphan::Replay(bytes)) = state.start(10) else {
+        panic!("not replayable")
+    };
     read_into_slot(&state, 1, 10, READ, &bytes[REQUEST_HEADER_BYTES..]);
     state.harvest(Cause::Killed);
     assert_eq!(state.backlog(), [10, 12]);
-    let Some(Orphan::Replay(bytes)) = state.start(12) else { panic!("not replayable") };
+    let Some(Orphan::Replay(bytes)) = state.start(12) else {
+        panic!("not replayable")
+    };
     assert_eq!(&bytes[REQUEST_HEADER_BYTES..], b"twelve");
 }
 

@@ -105,14 +105,20 @@ fn announce(ready: &mut Option<OwnedFd>, line: &str) {
 fn protect() -> Option<String> {
     let path = "/proc/self/oom_score_adj";
     let before = std::fs::read_to_string(path).ok()?.trim().to_owned();
-    if before != "-1000" && let Err(error) = std::fs::write(path, "-1000") {
+    if before != "-1000"
+        && let Err(error) = std::fs::write(path, "-1000")
+    {
         say(&format!(
             "cannot protect the holder from the OOM killer ({error}); give it CAP_SYS_RESOURCE or OOMScoreAdjust=-1000"
         ));
         return None;
     }
     // A holder that was started with -1000 must not pass it on either.
-    Some(if before == "-1000" { "0".to_owned() } else { before })
+    Some(if before == "-1000" {
+        "0".to_owned()
+    } else {
+        before
+    })
 }
 
 impl Holder {
@@ -127,7 +133,9 @@ impl Holder {
         ] {
             wanted.add(signal);
         }
-        wanted.thread_block().map_err(|e| format!("cannot block signals: {e}"))?;
+        wanted
+            .thread_block()
+            .map_err(|e| format!("cannot block signals: {e}"))?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&wanted, flags)
             .map_err(|e| format!("cannot make a signalfd: {e}"))?;
@@ -143,8 +151,16 @@ impl Holder {
         for (index, (pid, socket)) in adopt.workers.iter().enumerate() {
             match Worker::adopt(*pid, *socket) {
                 Ok(mut worker) => {
-                    worker.enter(if index == 0 { Phase::Serving } else { Phase::Ready });
-                    *(if index == 0 { &mut active } else { &mut standby }) = Some(worker);
+                    worker.enter(if index == 0 {
+                        Phase::Serving
+                    } else {
+                        Phase::Ready
+                    });
+                    *(if index == 0 {
+                        &mut active
+                    } else {
+                        &mut standby
+                    }) = Some(worker);
                 }
                 Err(error) => say(&format!("cannot adopt worker {pid}: {error}")),
             }
@@ -165,11 +181,16 @@ impl Holder {
             }
         };
         let header = connection.state.header();
-        header.holder_pid.store(std::process::id(), Ordering::Relaxed);
+        header
+            .holder_pid
+            .store(std::process::id(), Ordering::Relaxed);
         let number = header.connection.load(Ordering::Relaxed);
         let now = Instant::now();
         if let Some(client) = adopt.client.and_then(|client| fd::inherited(client).ok()) {
-            answer(&client, &Ok("upgraded; holder and workers run the new program".to_owned()));
+            answer(
+                &client,
+                &Ok("upgraded; holder and workers run the new program".to_owned()),
+            );
         }
         let down = active.is_none().then_some((now, Cause::First));
         let watchdog = notify::watchdog_interval();
@@ -213,17 +234,30 @@ impl Holder {
     fn supervise(mut self, ready: &mut Option<OwnedFd>) -> ExitCode {
         if self.manager.present() {
             let tree = self.tree.as_ref().map(AsRawFd::as_raw_fd);
-            let stored = self.manager.store(self.fuse.as_raw_fd(), self.state.fd().as_raw_fd(), tree);
+            let stored =
+                self.manager
+                    .store(self.fuse.as_raw_fd(), self.state.fd().as_raw_fd(), tree);
             if let Err(error) = stored {
-                say(&format!("cannot store the connection with the service manager: {error}"));
+                say(&format!(
+                    "cannot store the connection with the service manager: {error}"
+                ));
             }
         }
         loop {
             self.cover();
-            if !self.announced && self.active.as_ref().is_some_and(|w| w.phase == Phase::Serving) {
+            if !self.announced
+                && self
+                    .active
+                    .as_ref()
+                    .is_some_and(|w| w.phase == Phase::Serving)
+            {
                 self.announced = true;
                 announce(ready, "ok");
-                let text = format!("READY=1\nMAINPID={}\nSTATUS=serving {}", std::process::id(), self.point.display());
+                let text = format!(
+                    "READY=1\nMAINPID={}\nSTATUS=serving {}",
+                    std::process::id(),
+                    self.point.display()
+                );
                 if let Err(error) = self.manager.notify(&text, &[]) {
                     say(&format!("cannot notify the service manager: {error}"));
                 }
@@ -243,7 +277,10 @@ impl Holder {
         match Worker::spawn(image, args, self.fuse.as_fd(), state, score) {
             Ok(worker) => Some(worker),
             Err(error) => {
-                say(&format!("cannot start a worker from {}: {error}", image.path.display()));
+                say(&format!(
+                    "cannot start a worker from {}: {error}",
+                    image.path.display()
+                ));
                 None
             }
         }
@@ -258,19 +295,30 @@ impl Holder {
                 self.spawn_after = now + Duration::from_millis(500);
             }
         }
-        if self.active.is_none() && self.standby.as_ref().is_some_and(|w| w.phase == Phase::Ready) {
+        if self.active.is_none()
+            && self
+                .standby
+                .as_ref()
+                .is_some_and(|w| w.phase == Phase::Ready)
+        {
             self.retire_survivors();
             let cause = self.down.map_or(Cause::Killed, |(_, cause)| cause);
             if let Some(mut worker) = self.standby.take() {
                 worker.tell(&Order::Activate(cause));
                 worker.enter(Phase::Activated);
-                self.state.header().worker_pid.store(worker.pid, Ordering::Relaxed);
+                self.state
+                    .header()
+                    .worker_pid
+                    .store(worker.pid, Ordering::Relaxed);
                 self.answers_before = self.state.answers();
                 self.probing = None;
                 self.active = Some(worker);
             }
         }
-        let serving = self.active.as_ref().is_some_and(|w| w.phase == Phase::Serving);
+        let serving = self
+            .active
+            .as_ref()
+            .is_some_and(|w| w.phase == Phase::Serving);
         if serving
             && self.options.standby
             && self.standby.is_none()
@@ -308,8 +356,10 @@ impl Holder {
             .down
             .filter(|_| !self.orphans_answered)
             .map(|(since, _)| since + self.options.orphan_bound);
-        let probing = (self.options.probe_interval > Duration::ZERO)
-            .then(|| self.probing.map_or(self.next_probe, |since| since + self.options.probe_deadline));
+        let probing = (self.options.probe_interval > Duration::ZERO).then(|| {
+            self.probing
+                .map_or(self.next_probe, |since| since + self.options.probe_deadline)
+        });
         let others = [
             idle.then_some(self.spawn_after),
             wants_standby.then_some(self.standby_after),
@@ -327,7 +377,10 @@ impl Holder {
         let workers = [
             (Role::Active, self.active.as_ref()),
             (Role::Standby, self.standby.as_ref()),
-            (Role::Candidate, self.upgrade.as_ref().and_then(upgrade::Upgrade::candidate)),
+            (
+                Role::Candidate,
+                self.upgrade.as_ref().and_then(upgrade::Upgrade::candidate),
+            ),
         ];
         for (role, worker) in workers {
             if let Some(worker) = worker {
@@ -343,18 +396,31 @@ impl Holder {
             }
         }
         let now = Instant::now();
-        let next = self.deadlines().min().map_or(Duration::from_secs(60), |at| {
-            // Rounded up, so that we do not spin through the last millisecond.
-            at.saturating_duration_since(now) + Duration::from_millis(1)
-        });
-        let timeout = PollTimeout::try_from(next.min(Duration::from_secs(60))).unwrap_or(PollTimeout::MAX);
-        let mut polled: Vec<PollFd<'_>> =
-            watched.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        let next = self
+            .deadlines()
+            .min()
+            .map_or(Duration::from_secs(60), |at| {
+                // Rounded up, so that we do not spin through the last millisecond.
+                at.saturating_duration_since(now) + Duration::from_millis(1)
+            });
+        let timeout =
+            PollTimeout::try_from(next.min(Duration::from_secs(60))).unwrap_or(PollTimeout::MAX);
+        let mut polled: Vec<PollFd<'_>> = watched
+            .iter()
+            .map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN))
+            .collect();
         if poll(&mut polled, timeout).is_err() {
             return Vec::new();
         }
-        let happened = polled.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
-        watched.iter().zip(happened).filter(|(_, yes)| *yes).map(|((event, _), _)| *event).collect()
+        let happened = polled
+            .iter()
+            .map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
+        watched
+            .iter()
+            .zip(happened)
+            .filter(|(_, yes)| *yes)
+            .map(|((event, _), _)| *event)
+            .collect()
     }
 
     fn react(&mut self, events: Vec<Event>) -> Option<Outcome> {
@@ -399,15 +465,22 @@ impl Holder {
         match role {
             Role::Active => self.active.as_mut(),
             Role::Standby => self.standby.as_mut(),
-            Role::Candidate => self.upgrade.as_mut().and_then(upgrade::Upgrade::candidate_mut),
+            Role::Candidate => self
+                .upgrade
+                .as_mut()
+                .and_then(upgrade::Upgrade::candidate_mut),
         }
     }
 
     /// Returns true when the connection is gone.
     fn messages(&mut self, role: Role) -> bool {
         loop {
-            let Some(worker) = self.worker(role) else { return false };
-            let Ok(Some(text)) = channel::hear(&worker.channel, false) else { return false };
+            let Some(worker) = self.worker(role) else {
+                return false;
+            };
+            let Ok(Some(text)) = channel::hear(&worker.channel, false) else {
+                return false;
+            };
             match Report::from_text(&text) {
                 Some(Report::Ready) => {
                     worker.enter(Phase::Ready);
@@ -429,7 +502,9 @@ impl Holder {
                     header.replayed.fetch_add(replayed, Ordering::Relaxed);
                     header.poisoned.fetch_add(poisoned, Ordering::Relaxed);
                     if poisoned > 0 {
-                        say(&format!("gave up {poisoned} requests that crash every worker"));
+                        say(&format!(
+                            "gave up {poisoned} requests that crash every worker"
+                        ));
                     }
                     self.next_probe = Instant::now() + self.options.probe_interval;
                     self.upgrade_serves();
@@ -465,12 +540,19 @@ impl Holder {
                 // Nobody serves and the one that was to start did not make it.
                 self.fell_short(worker.pid, &end.to_string());
             } else if self.standby_failures == 3 {
-                say(&format!("standby worker {} {end}; trying on, more slowly", worker.pid));
+                say(&format!(
+                    "standby worker {} {end}; trying on, more slowly",
+                    worker.pid
+                ));
             }
             return;
         }
         self.deaths += 1;
-        let cause = if worker.stuck { Cause::Crashed } else { end.cause() };
+        let cause = if worker.stuck {
+            Cause::Crashed
+        } else {
+            end.cause()
+        };
         self.down = Some((Instant::now(), cause));
         self.orphans_answered = false;
         if self.state.answers() == self.answers_before && cause == Cause::Crashed {
@@ -495,9 +577,14 @@ impl Holder {
         let steps = (self.fruitless - FRUITLESS).min(7);
         self.spawn_after = Instant::now() + Duration::from_millis(10 << steps);
         if self.fruitless == FRUITLESS {
-            say(&format!("{FRUITLESS} workers in a row ended before they answered anything (last: {pid} {how}); slowing down"));
+            say(&format!(
+                "{FRUITLESS} workers in a row ended before they answered anything (last: {pid} {how}); slowing down"
+            ));
             if let Some(good) = self.last_good.take() {
-                say(&format!("falling back to {}, which served before", good.path.display()));
+                say(&format!(
+                    "falling back to {}, which served before",
+                    good.path.display()
+                ));
                 self.image = good;
                 if let Some(standby) = self.standby.take() {
                     standby.kill_and_wait();
@@ -513,7 +600,10 @@ impl Holder {
             Ok(()) => self.probe_complaint = false,
             Err(error) if !self.probe_complaint => {
                 self.probe_complaint = true;
-                say(&format!("the watchdog cannot read {}: {error}", self.point.display()));
+                say(&format!(
+                    "the watchdog cannot read {}: {error}",
+                    self.point.display()
+                ));
             }
             Err(_) => {}
         }
@@ -531,7 +621,10 @@ impl Holder {
                 && !worker.stuck
             {
                 worker.stuck = true;
-                say(&format!("worker {} does not get ready; replacing it", worker.pid));
+                say(&format!(
+                    "worker {} does not get ready; replacing it",
+                    worker.pid
+                ));
                 worker.kill();
             }
         }
@@ -549,14 +642,19 @@ impl Holder {
     /// Frees readers of requests that a dead worker had read, when no successor came in time:
     /// they cannot even be killed otherwise.
     fn answer_orphans(&mut self, now: Instant) {
-        let Some((since, cause)) = self.down else { return };
+        let Some((since, cause)) = self.down else {
+            return;
+        };
         if self.orphans_answered || now < since + self.options.orphan_bound {
             return;
         }
         self.orphans_answered = true;
         // A worker that was already told to adopt the backlog must not run while we empty it.
         if let Some(worker) = self.active.take() {
-            say(&format!("worker {} takes too long to adopt the connection", worker.pid));
+            say(&format!(
+                "worker {} takes too long to adopt the connection",
+                worker.pid
+            ));
             worker.kill_and_wait();
         }
         let mut orphans = self.state.harvest(cause);
@@ -597,15 +695,25 @@ impl Holder {
                 && active.phase == Phase::Serving
                 && !active.stuck
             {
-                say(&format!("worker {} does not answer reads; replacing it", active.pid));
+                say(&format!(
+                    "worker {} does not answer reads; replacing it",
+                    active.pid
+                ));
                 self.stuck += 1;
                 active.stuck = true;
                 active.kill();
             }
         } else if now >= self.next_probe {
             self.next_probe = now + self.options.probe_interval;
-            let serving = self.active.as_ref().is_some_and(|w| w.phase == Phase::Serving);
-            if let Some(standby) = self.standby.as_ref().filter(|w| serving && w.phase == Phase::Ready) {
+            let serving = self
+                .active
+                .as_ref()
+                .is_some_and(|w| w.phase == Phase::Serving);
+            if let Some(standby) = self
+                .standby
+                .as_ref()
+                .filter(|w| serving && w.phase == Phase::Ready)
+            {
                 standby.tell(&Order::Probe(self.point.to_string_lossy().into_owned()));
                 self.probing = Some(now);
             }
@@ -658,18 +766,34 @@ impl Holder {
 
     fn status(&self) -> String {
         let header = self.state.header();
-        let waiting = std::fs::read_to_string(format!("/sys/fs/fuse/connections/{}/waiting", self.number));
+        let waiting =
+            std::fs::read_to_string(format!("/sys/fs/fuse/connections/{}/waiting", self.number));
         let pid = |worker: Option<&Worker>| worker.map_or(0, |w| w.pid);
-        let serving = self.active.as_ref().is_some_and(|w| w.phase == Phase::Serving);
-        let standby_ready = self.standby.as_ref().is_some_and(|w| w.phase == Phase::Ready);
+        let serving = self
+            .active
+            .as_ref()
+            .is_some_and(|w| w.phase == Phase::Serving);
+        let standby_ready = self
+            .standby
+            .as_ref()
+            .is_some_and(|w| w.phase == Phase::Ready);
         let lines = [
             ("mountpoint", self.point.display().to_string()),
             ("connection", self.number.to_string()),
-            ("waiting", waiting.map_or_else(|_| "unknown".to_owned(), |w| w.trim().to_owned())),
+            (
+                "waiting",
+                waiting.map_or_else(|_| "unknown".to_owned(), |w| w.trim().to_owned()),
+            ),
             ("holder", std::process::id().to_string()),
             ("worker", pid(self.active.as_ref()).to_string()),
             ("serving", u8::from(serving).to_string()),
-            ("serving_since_nsec", header.serving_since_nsec.load(Ordering::Relaxed).to_string()),
+            (
+                "serving_since_nsec",
+                header
+                    .serving_since_nsec
+                    .load(Ordering::Relaxed)
+                    .to_string(),
+            ),
             ("standby", pid(self.standby.as_ref()).to_string()),
             ("standby_ready", u8::from(standby_ready).to_string()),
             ("program", self.image.path.display().to_string()),
@@ -678,10 +802,19 @@ impl Holder {
             ("worker_deaths", self.deaths.to_string()),
             ("stuck_workers", self.stuck.to_string()),
             ("upgrades", self.upgrades.to_string()),
-            ("replayed_requests", header.replayed.load(Ordering::Relaxed).to_string()),
-            ("poisoned_requests", header.poisoned.load(Ordering::Relaxed).to_string()),
+            (
+                "replayed_requests",
+                header.replayed.load(Ordering::Relaxed).to_string(),
+            ),
+            (
+                "poisoned_requests",
+                header.poisoned.load(Ordering::Relaxed).to_string(),
+            ),
         ];
-        lines.iter().map(|(key, value)| format!("{key}={value}\n")).collect()
+        lines
+            .iter()
+            .map(|(key, value)| format!("{key}={value}\n"))
+            .collect()
     }
 
     fn finish(mut self, outcome: &Outcome, ready: &mut Option<OwnedFd>) -> ExitCode {
@@ -692,8 +825,14 @@ impl Holder {
         );
         mount::unmount(&self.point, self.number);
         self.retire_survivors();
-        let candidate = self.upgrade.take().and_then(upgrade::Upgrade::into_candidate);
-        for worker in [self.active.take(), self.standby.take(), candidate].into_iter().flatten() {
+        let candidate = self
+            .upgrade
+            .take()
+            .and_then(upgrade::Upgrade::into_candidate);
+        for worker in [self.active.take(), self.standby.take(), candidate]
+            .into_iter()
+            .flatten()
+        {
             worker.kill_and_wait();
         }
         if let Some(control) = self.control.take() {

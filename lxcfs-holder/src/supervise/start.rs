@@ -34,7 +34,12 @@ pub(super) fn connect(options: &HolderOptions, point: &Path) -> Result<Connectio
             .and_then(State::open)
             .map_err(failed("adopt the state memory"))?;
         let tree = clone_tree(point);
-        return Ok(Connection { fuse, state, tree, survivors: Vec::new() });
+        return Ok(Connection {
+            fuse,
+            state,
+            tree,
+            survivors: Vec::new(),
+        });
     }
     if let Some(stored) = notify::stored() {
         match from_store(stored, point) {
@@ -51,13 +56,20 @@ pub(super) fn connect(options: &HolderOptions, point: &Path) -> Result<Connectio
 fn from_store(stored: notify::Stored, point: &Path) -> Result<Connection, MountError> {
     let state = State::open(stored.state).map_err(failed("map the stored state memory"))?;
     if let Some(holder) = takeover::living_holder(&state) {
-        return Err(MountError::Served { path: point.into(), holder });
+        return Err(MountError::Served {
+            path: point.into(),
+            holder,
+        });
     }
     let number = state.header().connection.load(Ordering::Relaxed);
     if std::fs::metadata(format!("/sys/fs/fuse/connections/{number}")).is_err()
-        && Path::new("/sys/fs/fuse/connections").read_dir().is_ok_and(|mut all| all.next().is_some())
+        && Path::new("/sys/fs/fuse/connections")
+            .read_dir()
+            .is_ok_and(|mut all| all.next().is_some())
     {
-        return Err(MountError::Handshake(format!("connection {number} is gone")));
+        return Err(MountError::Handshake(format!(
+            "connection {number} is gone"
+        )));
     }
     let mounted = mount::topmost(point).map_err(failed("read /proc/self/mountinfo"))?;
     let in_place = mounted.is_some_and(|m| m.fs_type == mount::FS_TYPE && m.minor == number);
@@ -68,10 +80,17 @@ fn from_store(stored: notify::Stored, point: &Path) -> Result<Connection, MountE
     } else if !in_place {
         return Err(MountError::Handshake("its mount is gone".to_owned()));
     }
-    say(&format!("continuing connection {number} from the service manager's store"));
+    say(&format!(
+        "continuing connection {number} from the service manager's store"
+    ));
     let survivors = takeover::survivors(number);
     let tree = clone_tree(point);
-    Ok(Connection { fuse: stored.fuse, state, tree, survivors })
+    Ok(Connection {
+        fuse: stored.fuse,
+        state,
+        tree,
+        survivors,
+    })
 }
 
 fn from_survivors(point: &Path, number: u32) -> Result<Connection, MountError> {
@@ -87,12 +106,23 @@ fn from_survivors(point: &Path, number: u32) -> Result<Connection, MountError> {
     };
     let state = State::open(found.state).map_err(failed("map the survivors' state memory"))?;
     if let Some(holder) = takeover::living_holder(&state) {
-        return Err(MountError::Served { path: point.into(), holder });
+        return Err(MountError::Served {
+            path: point.into(),
+            holder,
+        });
     }
-    say(&format!("taking connection {number} over from worker {}", found.pid));
+    say(&format!(
+        "taking connection {number} over from worker {}",
+        found.pid
+    ));
     let survivors = takeover::survivors(number);
     let tree = clone_tree(point);
-    Ok(Connection { fuse: found.fuse, state, tree, survivors })
+    Ok(Connection {
+        fuse: found.fuse,
+        state,
+        tree,
+        survivors,
+    })
 }
 
 fn fresh(options: &HolderOptions, point: &Path) -> Result<Connection, MountError> {
@@ -100,20 +130,33 @@ fn fresh(options: &HolderOptions, point: &Path) -> Result<Connection, MountError
     let loops = match options.loops {
         // Never one: a slow answer would stall every container. More than the CPUs, or more
         // than four, costs latency (cross-CPU wake-ups) and gains nothing.
-        0 => std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 4),
+        0 => std::thread::available_parallelism()
+            .map_or(2, |n| n.get())
+            .clamp(2, 4),
         n => (n as usize).clamp(2, MAX_LOOPS),
     };
     let state = State::create(loops).map_err(failed("make the state memory"))?;
     let connection = mount::mount(point)?;
     let header = state.header();
-    header.kernel_minor.store(connection.kernel_minor, Ordering::Relaxed);
-    header.connection.store(connection.number, Ordering::Relaxed);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    header
+        .kernel_minor
+        .store(connection.kernel_minor, Ordering::Relaxed);
+    header
+        .connection
+        .store(connection.number, Ordering::Relaxed);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs());
     header.mounted_at_sec.store(now, Ordering::Relaxed);
     use std::os::unix::ffi::OsStrExt;
     state.set_mountpoint(point.as_os_str().as_bytes());
     let tree = clone_tree(point);
-    Ok(Connection { fuse: connection.fuse, state, tree, survivors: Vec::new() })
+    Ok(Connection {
+        fuse: connection.fuse,
+        state,
+        tree,
+        survivors: Vec::new(),
+    })
 }
 
 const OPEN_TREE_CLONE: libc::c_uint = 1;
@@ -125,7 +168,8 @@ fn clone_tree(point: &Path) -> Option<OwnedFd> {
     if !notify::Manager::from_env().present() {
         return None;
     }
-    let path = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(point.as_os_str())).ok()?;
+    let path =
+        std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(point.as_os_str())).ok()?;
     let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
     // SAFETY: a C string and integers; the result is checked.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };

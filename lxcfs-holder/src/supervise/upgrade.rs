@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::{Holder, START_DEADLINE, keep_open};
+use crate::HOLDER_COMM;
 use crate::channel::Order;
 use crate::control::answer;
 use crate::image::Image;
@@ -16,7 +17,6 @@ use crate::layout::Cause;
 use crate::log::say;
 use crate::options::Adopt;
 use crate::spawn::{Phase, Worker};
-use crate::HOLDER_COMM;
 
 /// A new program must serve within this time after the switch.
 const SERVE_DEADLINE: Duration = Duration::from_secs(5);
@@ -72,8 +72,11 @@ impl Upgrade {
 impl Holder {
     /// Starts an upgrade to the program at `path` (empty: where the present one was found).
     pub(super) fn start_upgrade(&mut self, path: &Path, client: Option<OwnedFd>) {
-        let path: PathBuf =
-            if path.as_os_str().is_empty() { self.image.path.clone() } else { path.into() };
+        let path: PathBuf = if path.as_os_str().is_empty() {
+            self.image.path.clone()
+        } else {
+            path.into()
+        };
         let refuse = |reason: String| {
             say(&format!("no upgrade: {reason}"));
             if let Some(client) = &client {
@@ -83,7 +86,11 @@ impl Holder {
         if self.upgrade.is_some() {
             return refuse("an upgrade is under way".to_owned());
         }
-        if !self.active.as_ref().is_some_and(|w| w.phase == Phase::Serving) {
+        if !self
+            .active
+            .as_ref()
+            .is_some_and(|w| w.phase == Phase::Serving)
+        {
             return refuse("no worker serves at the moment".to_owned());
         }
         let image = match Image::open(&path) {
@@ -94,16 +101,35 @@ impl Holder {
             return refuse(format!("{} cannot be started", path.display()));
         };
         let stage = Stage::Preparing(worker);
-        self.upgrade = Some(Upgrade { image, stage, since: Instant::now(), client });
+        self.upgrade = Some(Upgrade {
+            image,
+            stage,
+            since: Instant::now(),
+            client,
+        });
     }
 
     /// The candidate is ready: end the old worker.
     pub(super) fn switch_to_candidate(&mut self) {
-        let Some(upgrade) = self.upgrade.take() else { return };
-        let Upgrade { image, stage, client, .. } = upgrade;
-        let Stage::Preparing(worker) = stage else { return };
+        let Some(upgrade) = self.upgrade.take() else {
+            return;
+        };
+        let Upgrade {
+            image,
+            stage,
+            client,
+            ..
+        } = upgrade;
+        let Stage::Preparing(worker) = stage else {
+            return;
+        };
         let stage = Stage::Switching(worker);
-        self.upgrade = Some(Upgrade { image, stage, since: Instant::now(), client });
+        self.upgrade = Some(Upgrade {
+            image,
+            stage,
+            since: Instant::now(),
+            client,
+        });
         match &self.active {
             Some(active) => active.kill(),
             None => self.upgrade_lost_active(),
@@ -112,43 +138,85 @@ impl Holder {
 
     /// The active worker is gone: the candidate takes over, or the trial has failed.
     pub(super) fn upgrade_lost_active(&mut self) {
-        let Some(upgrade) = self.upgrade.take() else { return };
-        let Upgrade { image, stage, client, .. } = upgrade;
+        let Some(upgrade) = self.upgrade.take() else {
+            return;
+        };
+        let Upgrade {
+            image,
+            stage,
+            client,
+            ..
+        } = upgrade;
         match stage {
             Stage::Switching(mut worker) => {
                 let cause = self.down.map_or(Cause::Killed, |(_, cause)| cause);
                 worker.tell(&Order::Activate(cause));
                 worker.enter(Phase::Activated);
                 let header = self.state.header();
-                header.worker_pid.store(worker.pid, std::sync::atomic::Ordering::Relaxed);
+                header
+                    .worker_pid
+                    .store(worker.pid, std::sync::atomic::Ordering::Relaxed);
                 self.answers_before = self.state.answers();
                 self.active = Some(worker);
                 let since = Instant::now();
-                self.upgrade = Some(Upgrade { image, stage: Stage::Trial, since, client });
+                self.upgrade = Some(Upgrade {
+                    image,
+                    stage: Stage::Trial,
+                    since,
+                    client,
+                });
             }
             Stage::Trial => {
-                let upgrade = Upgrade { image, stage: Stage::Trial, since: Instant::now(), client };
-                report_failure(upgrade, "its worker ended before it served; the old program continues");
+                let upgrade = Upgrade {
+                    image,
+                    stage: Stage::Trial,
+                    since: Instant::now(),
+                    client,
+                };
+                report_failure(
+                    upgrade,
+                    "its worker ended before it served; the old program continues",
+                );
             }
             // The old worker died by itself; its own standby takes over, the upgrade goes on.
             Stage::Preparing(_) => {
-                self.upgrade = Some(Upgrade { image, stage, since: Instant::now(), client });
+                self.upgrade = Some(Upgrade {
+                    image,
+                    stage,
+                    since: Instant::now(),
+                    client,
+                });
             }
         }
     }
 
     /// The candidate died before it was told to serve.
     pub(super) fn candidate_died(&mut self) {
-        let Some(mut upgrade) = self.upgrade.take() else { return };
-        let how = upgrade.candidate_mut().map_or_else(String::new, |w| w.reap().to_string());
-        report_failure(upgrade, &format!("its worker {how} while it prepared itself"));
+        let Some(mut upgrade) = self.upgrade.take() else {
+            return;
+        };
+        let how = upgrade
+            .candidate_mut()
+            .map_or_else(String::new, |w| w.reap().to_string());
+        report_failure(
+            upgrade,
+            &format!("its worker {how} while it prepared itself"),
+        );
         self.cover();
     }
 
     /// A worker reports that it serves; completes the upgrade if it was on trial.
     pub(super) fn upgrade_serves(&mut self) {
-        let Some(upgrade) = self.upgrade.take() else { return };
-        let Upgrade { image, stage: Stage::Trial, client, .. } = upgrade else {
+        let Some(upgrade) = self.upgrade.take() else {
+            return;
+        };
+        let Upgrade {
+            image,
+            stage: Stage::Trial,
+            client,
+            ..
+        } = upgrade
+        else {
             self.upgrade = Some(upgrade);
             return;
         };
@@ -161,15 +229,25 @@ impl Holder {
         let old = std::mem::replace(&mut self.image, image);
         if old.same_file(&self.image) {
             if let Some(client) = client {
-                answer(&client, &Ok("the same program was started afresh".to_owned()));
+                answer(
+                    &client,
+                    &Ok("the same program was started afresh".to_owned()),
+                );
             }
             return;
         }
         self.last_good = Some(old);
         let error = self.become_new_program(client.as_ref());
-        say(&format!("the workers are upgraded, the holder is not: {error}"));
+        say(&format!(
+            "the workers are upgraded, the holder is not: {error}"
+        ));
         if let Some(client) = client {
-            answer(&client, &Ok(format!("workers upgraded; the holder keeps its program ({error})")));
+            answer(
+                &client,
+                &Ok(format!(
+                    "workers upgraded; the holder keeps its program ({error})"
+                )),
+            );
         }
     }
 
@@ -185,7 +263,10 @@ impl Holder {
         let adopt = Adopt {
             fuse: self.fuse.as_raw_fd(),
             state: self.state.fd().as_raw_fd(),
-            control: self.control.as_ref().map(|control| control.listener().as_raw_fd()),
+            control: self
+                .control
+                .as_ref()
+                .map(|control| control.listener().as_raw_fd()),
             client: client.map(AsRawFd::as_raw_fd),
             workers: self
                 .active
@@ -209,10 +290,16 @@ impl Holder {
 
     /// Gives up an upgrade that takes too long.
     pub(super) fn check_upgrade(&mut self, now: Instant) {
-        if self.upgrade.as_ref().is_none_or(|upgrade| now < upgrade.deadline()) {
+        if self
+            .upgrade
+            .as_ref()
+            .is_none_or(|upgrade| now < upgrade.deadline())
+        {
             return;
         }
-        let Some(upgrade) = self.upgrade.take() else { return };
+        let Some(upgrade) = self.upgrade.take() else {
+            return;
+        };
         match &upgrade.stage {
             Stage::Preparing(worker) => {
                 worker.kill();
@@ -220,21 +307,30 @@ impl Holder {
             }
             Stage::Switching(_) => {
                 // The old worker does not end: it is stuck in the kernel. Keep waiting for it.
-                self.upgrade = Some(Upgrade { since: now, ..upgrade });
+                self.upgrade = Some(Upgrade {
+                    since: now,
+                    ..upgrade
+                });
             }
             Stage::Trial => {
                 if let Some(active) = &mut self.active {
                     active.stuck = true;
                     active.kill();
                 }
-                report_failure(upgrade, "its worker did not serve in time; the old program continues");
+                report_failure(
+                    upgrade,
+                    "its worker did not serve in time; the old program continues",
+                );
             }
         }
     }
 }
 
 fn report_failure(upgrade: Upgrade, reason: &str) {
-    let text = format!("upgrade to {} failed: {reason}", upgrade.image.path.display());
+    let text = format!(
+        "upgrade to {} failed: {reason}",
+        upgrade.image.path.display()
+    );
     say(&text);
     if let Some(client) = &upgrade.client {
         answer(client, &Err(text));

@@ -50,7 +50,10 @@ fn refused(refusal: Refusal) -> fuser::Errno {
 }
 
 fn caller(request: &Request) -> Caller {
-    Caller { tid: request.pid(), uid: request.uid() }
+    Caller {
+        tid: request.pid(),
+        uid: request.uid(),
+    }
 }
 
 impl Adapter {
@@ -61,7 +64,12 @@ impl Adapter {
         kernel_minor: u32,
     ) -> Self {
         let mounted_at = UNIX_EPOCH + Duration::from_secs(mounted_at_sec);
-        Self { vfs, marks, mounted_at, kernel_minor }
+        Self {
+            vfs,
+            marks,
+            mounted_at,
+            kernel_minor,
+        }
     }
 
     fn attributes(&self, attr: Attr) -> FileAttr {
@@ -73,7 +81,11 @@ impl Adapter {
             mtime: self.mounted_at,
             ctime: self.mounted_at,
             crtime: self.mounted_at,
-            kind: if attr.is_dir { FileType::Directory } else { FileType::RegularFile },
+            kind: if attr.is_dir {
+                FileType::Directory
+            } else {
+                FileType::RegularFile
+            },
             perm: attr.mode,
             nlink: attr.nlink,
             uid: 0,
@@ -86,7 +98,8 @@ impl Adapter {
 
     /// The request has been answered: the next worker need not answer it again.
     fn done(&self, request: &Request) {
-        self.marks.answered(std::ptr::from_ref(request).addr(), request.unique().0);
+        self.marks
+            .answered(std::ptr::from_ref(request).addr(), request.unique().0);
     }
 
     fn fopen_flags(&self) -> FopenFlags {
@@ -239,8 +252,11 @@ impl Filesystem for Adapter {
         match self.vfs.readdir(caller(req), ino.0, offset) {
             Ok(entries) => {
                 for entry in entries {
-                    let kind =
-                        if entry.is_dir { FileType::Directory } else { FileType::RegularFile };
+                    let kind = if entry.is_dir {
+                        FileType::Directory
+                    } else {
+                        FileType::RegularFile
+                    };
                     if reply.add(INodeNo(entry.ino), entry.cookie, kind, &entry.name) {
                         break;
                     }
@@ -443,14 +459,7 @@ impl Filesystem for Adapter {
         self.done(req);
     }
 
-    fn getxattr(
-        &self,
-        req: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
-        _size: u32,
-        reply: ReplyXattr,
-    ) {
+    fn getxattr(&self, req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
         reply.error(refused(Refusal::Unsupported));
         self.done(req);
     }

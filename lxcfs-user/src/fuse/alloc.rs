@@ -39,7 +39,9 @@ impl SlotAllocator {
         let index = TAKEN.fetch_add(1, Ordering::AcqRel);
         // Provenance: the pool is exposed by `reserve`.
         (index < count).then(|| {
-            std::ptr::with_exposed_provenance_mut(BASE.load(Ordering::Acquire) + index * BUFFER_BYTES)
+            std::ptr::with_exposed_provenance_mut(
+                BASE.load(Ordering::Acquire) + index * BUFFER_BYTES,
+            )
         })
     }
 
@@ -116,12 +118,18 @@ impl Pool {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { base: base.expose_provenance(), count })
+        Ok(Self {
+            base: base.expose_provenance(),
+            count,
+        })
     }
 
     /// From now on the allocator hands the buffers out.
     pub(crate) fn arm(self) -> io::Result<()> {
-        if BASE.compare_exchange(0, self.base, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        if BASE
+            .compare_exchange(0, self.base, Ordering::AcqRel, Ordering::Acquire)
+            .is_err()
+        {
             return Err(io::Error::other("a process can serve one connection only"));
         }
         COUNT.store(self.count, Ordering::Release);

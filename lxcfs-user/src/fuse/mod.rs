@@ -42,7 +42,10 @@ impl ServeError {
     }
 
     fn system(call: &'static str) -> impl Fn(nix::errno::Errno) -> Self {
-        move |source| Self::System { call, source: source.into() }
+        move |source| Self::System {
+            call,
+            source: source.into(),
+        }
     }
 }
 
@@ -92,7 +95,9 @@ pub fn prepare(
     state: Option<Arc<State>>,
     ended: Box<dyn FnOnce(io::Result<()>) + Send>,
 ) -> Result<Box<dyn Server>, ServeError> {
-    Ok(Box::new(session::Session::prepare(vfs, facts, state, ended)?))
+    Ok(Box::new(session::Session::prepare(
+        vfs, facts, state, ended,
+    )?))
 }
 
 /// Sends an answer that did not come from the loops, or passes a replayed one on. That the

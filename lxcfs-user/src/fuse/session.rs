@@ -65,7 +65,11 @@ impl Answered for Slots {
         if !self.live.load(Ordering::Relaxed) {
             return;
         }
-        if let Some(slot) = self.pool.index_of(address).and_then(|index| self.state.slot(index)) {
+        if let Some(slot) = self
+            .pool
+            .index_of(address)
+            .and_then(|index| self.state.slot(index))
+        {
             slot.answered.store(unique, Ordering::Release);
             slot.answers.fetch_add(1, Ordering::Relaxed);
         }
@@ -123,7 +127,11 @@ impl Session {
             None => None,
         };
         let slots = pool.zip(state).map(|(pool, state)| {
-            Arc::new(Slots { pool, state, live: AtomicBool::new(false) })
+            Arc::new(Slots {
+                pool,
+                state,
+                live: AtomicBool::new(false),
+            })
         });
         let marks: Arc<dyn Answered> = match &slots {
             Some(slots) => slots.clone(),
@@ -143,7 +151,14 @@ impl Session {
         let session = fuser::Session::from_fd(adapter, theirs, SessionACL::All, config)
             .map_err(ServeError::io("handshake with fuser"))?;
         let theirs = session.as_fd().as_raw_fd();
-        let mut prepared = Self { ours, theirs, loops: facts.loops, pool, slots, thread: None };
+        let mut prepared = Self {
+            ours,
+            theirs,
+            loops: facts.loops,
+            pool,
+            slots,
+            thread: None,
+        };
         let answer = prepared.receive()?;
         if answer.get(4..8) != Some(&[0; 4]) {
             return Err(ServeError::Assumption("fuser refused the INIT it was sent"));
@@ -179,7 +194,9 @@ impl Session {
             std::thread::sleep(Duration::from_micros(50));
         }
         if Pool::taken() != self.loops {
-            return Err(ServeError::Assumption("fuser took more buffers than it has loops"));
+            return Err(ServeError::Assumption(
+                "fuser took more buffers than it has loops",
+            ));
         }
         Ok(())
     }
@@ -189,7 +206,9 @@ impl Session {
         loop {
             let mut poll = [PollFd::new(self.ours.as_fd(), PollFlags::POLLIN)];
             if nix::poll::poll(&mut poll, ANSWER_BOUND_MSEC) == Ok(0) {
-                return Err(ServeError::Assumption("fuser did not answer a request in time"));
+                return Err(ServeError::Assumption(
+                    "fuser did not answer a request in time",
+                ));
             }
             match recv(self.ours.as_raw_fd(), &mut answer, MsgFlags::empty()) {
                 Ok(0) => return Err(ServeError::Assumption("fuser closed its descriptor")),
@@ -206,7 +225,9 @@ impl Session {
 
 impl Server for Session {
     fn adopt_slots(&self) -> Result<(), ServeError> {
-        let Some(slots) = &self.slots else { return Ok(()) };
+        let Some(slots) = &self.slots else {
+            return Ok(());
+        };
         for index in 0..self.loops {
             let address = slots.pool.buffer(index);
             // SAFETY: the range is the beginning of a pool buffer, reserved by us and used by
@@ -243,7 +264,9 @@ impl Server for Session {
         // SAFETY: both are open descriptors; fuser owns the target number and keeps it.
         let moved = unsafe { libc::dup3(device.as_raw_fd(), self.theirs, libc::O_CLOEXEC) };
         if moved < 0 {
-            return Err(ServeError::io("put the device under fuser")(io::Error::last_os_error()));
+            return Err(ServeError::io("put the device under fuser")(
+                io::Error::last_os_error(),
+            ));
         }
         // A loop that already reads the device leaves its FORGET in the socket: harmless.
         let forget = message(FORGET, 0, 1, &0u64.to_ne_bytes());

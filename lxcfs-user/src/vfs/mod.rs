@@ -54,8 +54,7 @@ pub struct Write<'a> {
 }
 
 /// `DEFAULT_POLLMASK` of the kernel: always readable and writable.
-const ALWAYS: u32 =
-    (libc::POLLIN | libc::POLLOUT | libc::POLLRDNORM | libc::POLLWRNORM) as u32;
+const ALWAYS: u32 = (libc::POLLIN | libc::POLLOUT | libc::POLLRDNORM | libc::POLLWRNORM) as u32;
 
 /// The file system.
 pub struct Vfs {
@@ -89,8 +88,16 @@ const KEEP_BUFFER: usize = 256 * 1024;
 
 impl Vfs {
     /// Serves what `engine` says.
-    pub fn new(engine: Arc<dyn Engine>, opens: Arc<dyn OpenFiles>, triggers: Arc<Triggers>) -> Self {
-        Self { engine, opens, triggers }
+    pub fn new(
+        engine: Arc<dyn Engine>,
+        opens: Arc<dyn OpenFiles>,
+        triggers: Arc<Triggers>,
+    ) -> Self {
+        Self {
+            engine,
+            opens,
+            triggers,
+        }
     }
 
     fn node(&self, ino: Ino) -> Result<Node, Errno> {
@@ -101,7 +108,11 @@ impl Vfs {
 
     fn file(&self, ino: Ino) -> Result<Node, Errno> {
         let node = self.node(ino)?;
-        if tree::attr(node).is_dir { Err(Refusal::IsADirectory.into()) } else { Ok(node) }
+        if tree::attr(node).is_dir {
+            Err(Refusal::IsADirectory.into())
+        } else {
+            Ok(node)
+        }
     }
 
     /// Attributes of `ino`.
@@ -148,7 +159,9 @@ impl Vfs {
         let node = self.file(read.ino)?;
         TEXT.with_borrow_mut(|text| {
             text.clear();
-            let result = self.read_into(node, read, text).map(|part| deliver(&text[part]));
+            let result = self
+                .read_into(node, read, text)
+                .map(|part| deliver(&text[part]));
             if text.capacity() > KEEP_BUFFER {
                 *text = Vec::new();
             }
@@ -162,7 +175,14 @@ impl Vfs {
         read: Read,
         text: &mut Vec<u8>,
     ) -> Result<std::ops::Range<usize>, Errno> {
-        let Read { caller, ino, handle, offset, size, request } = read;
+        let Read {
+            caller,
+            ino,
+            handle,
+            offset,
+            size,
+            request,
+        } = read;
         // A read at offset 0 starts a new text, unless it is the replay of the very read that
         // made the present one: its reader may have the beginning already.
         let replayed = offset == 0 && self.opens.made_by(handle, ino) == Some(request);
@@ -174,7 +194,9 @@ impl Vfs {
             }
         }
         self.engine.render(caller, node, text)?;
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(text.len());
         let end = start.saturating_add(size).min(text.len());
         let whole = end == text.len();
         // Published before the reply leaves: the next read must find it.
@@ -188,8 +210,15 @@ impl Vfs {
     /// EACCES for any other file; see [`Triggers::set`].
     pub fn write(&self, write: Write<'_>) -> Result<usize, Errno> {
         let file = pressure_file(self.file(write.ino)?).ok_or(Refusal::ReadOnlyFile)?;
-        let Write { caller, handle, request, data, .. } = write;
-        self.triggers.set(&*self.engine, caller, file, handle, request, data)?;
+        let Write {
+            caller,
+            handle,
+            request,
+            data,
+            ..
+        } = write;
+        self.triggers
+            .set(&*self.engine, caller, file, handle, request, data)?;
         Ok(data.len())
     }
 

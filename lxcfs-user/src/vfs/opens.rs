@@ -67,18 +67,32 @@ impl Arena {
     /// `base` must be valid for reads and writes of `len` bytes while `owner` lives, aligned
     /// to a page, and used by nobody else in this process.
     pub unsafe fn new(base: NonNull<u8>, len: usize, owner: Arc<dyn Any + Send + Sync>) -> Self {
-        Self { base, len, _owner: owner }
+        Self {
+            base,
+            len,
+            _owner: owner,
+        }
     }
 
     /// Private zeroed memory, for serving without a holder.
     pub fn private(len: usize) -> Self {
-        let words = len.div_ceil(8);
-        let owner: Arc<Vec<AtomicU64>> = Arc::new((0..words).map(|_| AtomicU64::new(0)).collect());
+        let owner = Arc::new(pages(len));
         let base = NonNull::from(owner.as_slice()).cast();
         // SAFETY: the vector owns the memory, atomics allow writing through a shared pointer,
-        // nobody else sees it. Alignment 8 suffices for the entries.
-        unsafe { Self::new(base, words * 8, owner) }
+        // nobody else sees it.
+        unsafe { Self::new(base, owner.len() * size_of::<Page>(), owner) }
     }
+}
+
+/// Memory with the alignment of a mapping.
+#[repr(C, align(4096))]
+struct Page([AtomicU64; 512]);
+
+fn pages(len: usize) -> Vec<Page> {
+    let zeroed = || Page([const { AtomicU64::new(0) }; 512]);
+    std::iter::repeat_with(zeroed)
+        .take(len.div_ceil(size_of::<Page>()))
+        .collect()
 }
 
 const WAYS: usize = 4;
@@ -170,9 +184,7 @@ impl SnapshotTable {
             let chain: Vec<u32> = self.chain(first).take(len.div_ceil(CHUNK)).collect();
             let fresh = |chunk: &u32| owned.get(*chunk as usize) == Some(&false);
             let unique = chain.iter().collect::<std::collections::HashSet<_>>().len();
-            let sound = len <= MAX_TEXT
-                && unique == len.div_ceil(CHUNK)
-                && chain.iter().all(fresh);
+            let sound = len <= MAX_TEXT && unique == len.div_ceil(CHUNK) && chain.iter().all(fresh);
             if sound {
                 chain.iter().for_each(|chunk| owned[*chunk as usize] = true);
             } else {
@@ -180,8 +192,10 @@ impl SnapshotTable {
             }
         }
         self.clock.store(newest, Ordering::Relaxed);
-        *lock(&self.free) =
-            (0..self.chunks as u32).rev().filter(|chunk| !owned[*chunk as usize]).collect();
+        *lock(&self.free) = (0..self.chunks as u32)
+            .rev()
+            .filter(|chunk| !owned[*chunk as usize])
+            .collect();
     }
 
     fn entries(&self) -> &[Entry] {
@@ -191,7 +205,10 @@ impl SnapshotTable {
         // SAFETY: chunks > 0 means that the arena is longer than the entries; it is aligned,
         // and an Entry consists of atomics, valid for any bytes.
         unsafe {
-            std::slice::from_raw_parts(self.arena.base.as_ptr().cast::<Entry>().cast_const(), SETS * WAYS)
+            std::slice::from_raw_parts(
+                self.arena.base.as_ptr().cast::<Entry>().cast_const(),
+                SETS * WAYS,
+            )
         }
     }
 
@@ -301,7 +318,9 @@ impl OpenFiles for SnapshotTable {
 
     fn read(&self, handle: u64, ino: Ino, offset: u64, size: usize, out: &mut Vec<u8>) -> Held {
         let (set, _guard) = self.set(handle);
-        let Some(entry) = self.find(set, handle) else { return Held::Unknown };
+        let Some(entry) = self.find(set, handle) else {
+            return Held::Unknown;
+        };
         let text = entry.text.load(Ordering::Relaxed);
         if text == EMPTY || entry.ino.load(Ordering::Relaxed) != ino {
             return Held::Unknown;
@@ -345,7 +364,11 @@ impl OpenFiles for SnapshotTable {
             return;
         }
         let short = text.len().min(NONE as usize - 1);
-        let new = if whole { pack(NONE, short) } else { self.store(text).unwrap_or(EMPTY) };
+        let new = if whole {
+            pack(NONE, short)
+        } else {
+            self.store(text).unwrap_or(EMPTY)
+        };
         let (set, _guard) = self.set(handle);
         if let Some(entry) = self.find(set, handle) {
             let old = entry.text.load(Ordering::Relaxed);
@@ -365,9 +388,13 @@ impl OpenFiles for SnapshotTable {
         let ways = self.entries().iter().skip(set * WAYS).take(WAYS);
         let age = |entry: &&Entry| match entry.handle.load(Ordering::Relaxed) {
             0 => u32::MAX,
-            _ => now.wrapping_sub(entry.stamp.load(Ordering::Relaxed)).min(u32::MAX - 1),
+            _ => now
+                .wrapping_sub(entry.stamp.load(Ordering::Relaxed))
+                .min(u32::MAX - 1),
         };
-        let Some(entry) = ways.max_by_key(age) else { return };
+        let Some(entry) = ways.max_by_key(age) else {
+            return;
+        };
         let old = entry.text.load(Ordering::Relaxed);
         let was_used = entry.handle.swap(0, Ordering::AcqRel) != 0;
         entry.alt_len.store(short as u32, Ordering::Release);

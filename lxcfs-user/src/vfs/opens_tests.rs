@@ -64,8 +64,7 @@ fn a_closed_or_foreign_handle_knows_nothing() {
 
 #[test]
 fn a_successor_finds_texts_and_room() {
-    let owner: Arc<Vec<AtomicU64>> =
-        Arc::new((0..PRIVATE_BYTES / 8).map(|_| AtomicU64::new(0)).collect());
+    let owner = Arc::new(pages(PRIVATE_BYTES));
     let arena = || {
         let base = NonNull::from(owner.as_slice()).cast();
         // SAFETY: the vector lives in `owner`; the two tables are used one after the other.
@@ -85,7 +84,10 @@ fn a_successor_finds_texts_and_room() {
     let second = SnapshotTable::new(arena(), counter());
     assert_eq!(lock(&second.free).len(), all - 3);
     assert_eq!(second.made_by(handle, 17), Some(5));
-    assert_eq!(read(&second, handle, 0, usize::MAX), (Held::Served, content));
+    assert_eq!(
+        read(&second, handle, 0, usize::MAX),
+        (Held::Served, content)
+    );
     assert_ne!(second.open(), handle);
     second.close(handle);
     assert_eq!(lock(&second.free).len(), all);
@@ -96,7 +98,9 @@ fn nonsense_in_the_memory_is_dropped() {
     let table = SnapshotTable::private();
     for (index, entry) in table.entries().iter().enumerate() {
         entry.handle.store(index as u64 + 1, Ordering::Relaxed);
-        entry.text.store((index as u64) << 31 | 70_000, Ordering::Relaxed);
+        entry
+            .text
+            .store((index as u64) << 31 | 70_000, Ordering::Relaxed);
     }
     table.recover();
     // Whatever was kept is owned by one entry only, so closing all frees exactly the pool.
@@ -123,7 +127,10 @@ fn a_flood_of_open_files_stays_inside_the_memory() {
     for request in 0..20_000 {
         let handle = table.open();
         table.keep(handle, 17, request, &content, false);
-        assert_eq!(read(&table, handle, 0, usize::MAX), (Held::Served, content.clone()));
+        assert_eq!(
+            read(&table, handle, 0, usize::MAX),
+            (Held::Served, content.clone())
+        );
     }
     let used: usize = table
         .entries()

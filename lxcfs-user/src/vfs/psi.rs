@@ -109,7 +109,12 @@ pub struct Triggers {
 impl Triggers {
     /// No triggers yet.
     pub fn new(journal: Arc<dyn TriggerJournal>, wake: Arc<dyn Wake>) -> Arc<Self> {
-        Arc::new(Self { table: Mutex::default(), epoll: OnceLock::new(), journal, wake })
+        Arc::new(Self {
+            table: Mutex::default(),
+            epoll: OnceLock::new(),
+            journal,
+            wake,
+        })
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<u64, Trigger>> {
@@ -134,7 +139,11 @@ impl Triggers {
             let table = self.table();
             if let Some(trigger) = table.get(&handle) {
                 let replayed = trigger.record.request == request;
-                return if replayed { Ok(()) } else { Err(Refusal::Busy.into()) };
+                return if replayed {
+                    Ok(())
+                } else {
+                    Err(Refusal::Busy.into())
+                };
             }
             if table.len() >= MAX_TRIGGERS {
                 return Err(Refusal::TooMany.into());
@@ -158,7 +167,10 @@ impl Triggers {
             request,
             kernel_handle: 0,
             identity,
-            path: path.ok().filter(|path| path.len() <= MAX_PATH).unwrap_or_default(),
+            path: path
+                .ok()
+                .filter(|path| path.len() <= MAX_PATH)
+                .unwrap_or_default(),
             text: text.to_vec(),
         };
         if !self.journal.put(&record) {
@@ -174,12 +186,19 @@ impl Triggers {
         let mut table = self.table();
         // The thread takes the same lock, so an event finds the entry.
         let added = match (&fd, epoll) {
-            (Some(fd), Some(epoll)) => {
-                epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLPRI, handle)).is_ok()
-            }
+            (Some(fd), Some(epoll)) => epoll
+                .add(fd, EpollEvent::new(EpollFlags::EPOLLPRI, handle))
+                .is_ok(),
             _ => false,
         };
-        table.insert(handle, Trigger { record, fd, event: false });
+        table.insert(
+            handle,
+            Trigger {
+                record,
+                fd,
+                event: false,
+            },
+        );
         drop(table);
         if !added {
             self.broken(handle);
@@ -191,8 +210,9 @@ impl Triggers {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).ok()?;
             if self.epoll.set(epoll).is_ok() {
                 let triggers = self.clone();
-                let started =
-                    std::thread::Builder::new().name("psi".to_owned()).spawn(move || triggers.run());
+                let started = std::thread::Builder::new()
+                    .name("psi".to_owned())
+                    .spawn(move || triggers.run());
                 if let Err(error) = started {
                     tracing::error!(%error, "cannot start the thread for PSI triggers");
                 }
@@ -202,7 +222,9 @@ impl Triggers {
     }
 
     fn run(self: Arc<Self>) {
-        let Some(epoll) = self.epoll.get() else { return };
+        let Some(epoll) = self.epoll.get() else {
+            return;
+        };
         let mut events = [EpollEvent::empty(); 32];
         loop {
             let count = match epoll.wait(&mut events, EpollTimeout::NONE) {
@@ -215,7 +237,10 @@ impl Triggers {
             };
             for event in events.iter().take(count) {
                 let handle = event.data();
-                if event.events().intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
+                if event
+                    .events()
+                    .intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP)
+                {
                     self.broken(handle);
                 } else {
                     self.fired(handle);
@@ -235,7 +260,9 @@ impl Triggers {
     /// The cgroup is gone: waiters get an error, as from the kernel's own file.
     fn broken(&self, handle: u64) {
         let mut table = self.table();
-        let Some(trigger) = table.get_mut(&handle) else { return };
+        let Some(trigger) = table.get_mut(&handle) else {
+            return;
+        };
         if let (Some(fd), Some(epoll)) = (trigger.fd.take(), self.epoll.get()) {
             let _not_added = epoll.delete(fd.as_fd());
         }
@@ -254,7 +281,9 @@ impl Triggers {
     /// at the next event.
     pub fn poll(&self, handle: u64, waiter: Option<u64>) -> Pressure {
         let mut table = self.table();
-        let Some(trigger) = table.get_mut(&handle) else { return Pressure::Broken };
+        let Some(trigger) = table.get_mut(&handle) else {
+            return Pressure::Broken;
+        };
         if let Some(waiter) = waiter
             && trigger.record.kernel_handle != waiter
         {
@@ -298,9 +327,15 @@ impl Triggers {
 fn reopen(engine: &dyn Engine, record: &Record) -> io::Result<OwnedFd> {
     let path = Path::new(std::ffi::OsStr::from_bytes(&record.path));
     let same = |file: &File| {
-        file.metadata().is_ok_and(|now| (now.dev(), now.ino()) == record.identity)
+        file.metadata()
+            .is_ok_and(|now| (now.dev(), now.ino()) == record.identity)
     };
-    let by_path = File::options().read(true).write(true).open(path).ok().filter(same);
+    let by_path = File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .ok()
+        .filter(same);
     let mut file = match by_path {
         Some(file) => file,
         None => {

@@ -42,7 +42,10 @@ pub struct DirEntry {
 /// Whether `ino` may be looked up, opened or listed at all.
 pub fn exists(engine: &dyn Engine, node: Node) -> bool {
     match node {
-        Node::Fixed(Entry { kind: Kind::File(id), .. }) => engine.exists(*id),
+        Node::Fixed(Entry {
+            kind: Kind::File(id),
+            ..
+        }) => engine.exists(*id),
         Node::Fixed(_) => true,
         Node::Cpu(cpu, _) => engine.possible_cpus().contains(cpu),
         Node::Numa(number, _) => engine.possible_nodes().contains(number),
@@ -55,11 +58,19 @@ pub fn attr(node: Node) -> Attr {
         Node::Fixed(entry) => {
             let is_dir = entry.kind == Kind::Dir;
             let subdirs = if is_dir {
-                fixed_children(entry).filter(|child| child.kind == Kind::Dir).count()
+                fixed_children(entry)
+                    .filter(|child| child.kind == Kind::Dir)
+                    .count()
             } else {
                 0
             };
-            (entry.ino, is_dir, entry.mode, entry.path.starts_with("sys"), subdirs)
+            (
+                entry.ino,
+                is_dir,
+                entry.mode,
+                entry.path.starts_with("sys"),
+                subdirs,
+            )
         }
         Node::Cpu(cpu, index) => {
             let ino = catalogue::cpu_ino(cpu, index).unwrap_or_default();
@@ -79,8 +90,14 @@ pub fn attr(node: Node) -> Attr {
     }
 }
 
-fn template_attr(ino: Ino, table: &'static [Template], index: usize) -> (Ino, bool, u16, bool, usize) {
-    let Some(template) = table.get(index) else { return (ino, false, 0, true, 0) };
+fn template_attr(
+    ino: Ino,
+    table: &'static [Template],
+    index: usize,
+) -> (Ino, bool, u16, bool, usize) {
+    let Some(template) = table.get(index) else {
+        return (ino, false, 0, true, 0);
+    };
     let is_dir = template.kind == TemplateKind::Dir;
     let subdirs = template_children(table, template.path)
         .filter(|(_, child)| is_dir && child.kind == TemplateKind::Dir)
@@ -99,7 +116,9 @@ fn below<'a>(parent: &str, child: &'a str) -> Option<&'a str> {
 }
 
 fn fixed_children(parent: &'static Entry) -> impl Iterator<Item = &'static Entry> {
-    CATALOGUE.iter().filter(|entry| below(parent.path, entry.path).is_some())
+    CATALOGUE
+        .iter()
+        .filter(|entry| below(parent.path, entry.path).is_some())
 }
 
 fn template_children<'a>(
@@ -135,8 +154,12 @@ pub fn lookup(engine: &dyn Engine, parent: Node, name: &str) -> Option<Node> {
                 NODE_DIR => Some(Node::Numa(numbered(name, "node")?, 0)),
                 _ => None,
             }),
-        Node::Cpu(cpu, index) => template_child(CPU_TEMPLATE, index, name).map(|i| Node::Cpu(cpu, i)),
-        Node::Numa(n, index) => template_child(NODE_TEMPLATE, index, name).map(|i| Node::Numa(n, i)),
+        Node::Cpu(cpu, index) => {
+            template_child(CPU_TEMPLATE, index, name).map(|i| Node::Cpu(cpu, i))
+        }
+        Node::Numa(n, index) => {
+            template_child(NODE_TEMPLATE, index, name).map(|i| Node::Numa(n, i))
+        }
     }?;
     // Numbers beyond the catalogue have no inode.
     let numbered = match found {
@@ -196,10 +219,20 @@ pub fn list<E>(
             }
         }
         Node::Cpu(cpu, index) => {
-            list_template(CPU_TEMPLATE, index, |i| catalogue::cpu_ino(cpu, i), &mut entries);
+            list_template(
+                CPU_TEMPLATE,
+                index,
+                |i| catalogue::cpu_ino(cpu, i),
+                &mut entries,
+            );
         }
         Node::Numa(number, index) => {
-            list_template(NODE_TEMPLATE, index, |i| catalogue::node_ino(number, i), &mut entries);
+            list_template(
+                NODE_TEMPLATE,
+                index,
+                |i| catalogue::node_ino(number, i),
+                &mut entries,
+            );
         }
     }
     entries.sort_by_key(|entry| entry.cookie);
@@ -212,7 +245,9 @@ fn list_template(
     ino: impl Fn(usize) -> Option<Ino>,
     entries: &mut Vec<DirEntry>,
 ) {
-    let Some(parent) = table.get(index) else { return };
+    let Some(parent) = table.get(index) else {
+        return;
+    };
     for (index, child) in template_children(table, parent.path) {
         if let (Some(ino), Some(name)) = (ino(index), below(parent.path, child.path)) {
             entries.push(DirEntry {

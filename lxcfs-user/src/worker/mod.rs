@@ -90,7 +90,9 @@ pub fn run(options: WorkerOptions, engine: Arc<dyn Engine>) -> Result<(), Worker
     let worker = Worker::prepare(device, Arc::new(state), channel, engine)?;
     worker.self_test()?;
     worker.report(&Report::Ready);
-    let Some(cause) = worker.stand_by() else { return Ok(()) };
+    let Some(cause) = worker.stand_by() else {
+        return Ok(());
+    };
     let serving = worker.activate(cause)?;
     serving.serve(options);
     Ok(())
@@ -114,16 +116,20 @@ impl Worker {
         engine: Arc<dyn Engine>,
     ) -> Result<Self, WorkerError> {
         let counter = state.clone();
-        let next_handle = Box::new(move || counter.header().next_handle.fetch_add(1, Ordering::Relaxed));
-        let table = store::opens(&state).map(|arena| Arc::new(SnapshotTable::new(arena, next_handle)));
+        let next_handle =
+            Box::new(move || counter.header().next_handle.fetch_add(1, Ordering::Relaxed));
+        let table =
+            store::opens(&state).map(|arena| Arc::new(SnapshotTable::new(arena, next_handle)));
         let opens: Arc<dyn OpenFiles> = match &table {
             Some(table) => table.clone(),
             None => Arc::new(SnapshotTable::private()),
         };
-        let duplicate = device.try_clone().map_err(|source| WorkerError::Inherited {
-            what: "the FUSE device cannot be duplicated",
-            source,
-        })?;
+        let duplicate = device
+            .try_clone()
+            .map_err(|source| WorkerError::Inherited {
+                what: "the FUSE device cannot be duplicated",
+                source,
+            })?;
         let journal = Arc::new(store::Journal::new(state.clone()));
         let triggers = Triggers::new(journal, Arc::new(DeviceWake(duplicate)));
         let vfs = Arc::new(Vfs::new(engine.clone(), opens, triggers.clone()));
@@ -143,7 +149,15 @@ impl Worker {
             process::exit(0);
         });
         let server = fuse::prepare(vfs, facts, Some(state.clone()), ended)?;
-        Ok(Self { device, state, channel, engine, table, triggers, server })
+        Ok(Self {
+            device,
+            state,
+            channel,
+            engine,
+            table,
+            triggers,
+            server,
+        })
     }
 
     fn report(&self, report: &Report) {
@@ -157,19 +171,26 @@ impl Worker {
     /// memory, which belongs to the active worker.
     fn self_test(&self) -> Result<(), WorkerError> {
         let reply = self.server.replay(&fuse::lookup_request("proc"))?;
-        let errno = reply.get(4..8).map_or(libc::EIO, |e| -bytemuck::pod_read_unaligned::<i32>(e));
+        let errno = reply
+            .get(4..8)
+            .map_or(libc::EIO, |e| -bytemuck::pod_read_unaligned::<i32>(e));
         if errno != 0 {
             return Err(WorkerError::Lookup(errno));
         }
-        let tested = CATALOGUE.iter().find_map(|entry| match entry.kind {
-            Kind::File(id) if self.engine.exists(id) => Some(entry),
-            _ => None,
-        });
+        let tested = CATALOGUE
+            .iter()
+            .find(|entry| matches!(entry.kind, Kind::File(id) if self.engine.exists(id)));
         if let Some(entry) = tested {
-            let caller = Caller { tid: process::id(), uid: 0 };
+            let caller = Caller {
+                tid: process::id(),
+                uid: 0,
+            };
             self.engine
                 .render(caller, Node::Fixed(entry), &mut Vec::new())
-                .map_err(|source| WorkerError::SelfTest { path: entry.path, source })?;
+                .map_err(|source| WorkerError::SelfTest {
+                    path: entry.path,
+                    source,
+                })?;
         }
         Ok(())
     }
@@ -182,7 +203,9 @@ impl Worker {
                 Some(Order::Activate(cause)) => return Some(cause),
                 Some(Order::Probe(path)) => self.probe(path),
                 Some(Order::Command(_)) => {
-                    self.report(&Report::Answer(Err("a standby worker takes no commands".to_owned())));
+                    self.report(&Report::Answer(Err(
+                        "a standby worker takes no commands".to_owned()
+                    )));
                 }
                 None => tracing::warn!(order = text, "ignoring an order of a newer holder"),
             }
@@ -201,11 +224,16 @@ impl Worker {
             .collect();
         let probe = move || {
             let result = names.iter().try_for_each(|name| {
-                std::fs::read(format!("{mountpoint}/{name}")).map(drop).map_err(|e| e.to_string())
+                std::fs::read(format!("{mountpoint}/{name}"))
+                    .map(drop)
+                    .map_err(|e| e.to_string())
             });
             let _holder_gone = say(&*channel, &Report::Probed(result).to_text());
         };
-        if let Err(error) = std::thread::Builder::new().name("probe".to_owned()).spawn(probe) {
+        if let Err(error) = std::thread::Builder::new()
+            .name("probe".to_owned())
+            .spawn(probe)
+        {
             self.report(&Report::Probed(Err(error.to_string())));
         }
     }
@@ -243,7 +271,9 @@ impl Worker {
         }
         self.server.go_live(&self.device)?;
         let header = self.state.header();
-        header.serving_since_nsec.store(monotonic_nsec(), Ordering::Relaxed);
+        header
+            .serving_since_nsec
+            .store(monotonic_nsec(), Ordering::Relaxed);
         self.report(&Report::Serving { replayed, poisoned });
         self.triggers.recover(&*self.engine);
         Ok(self)
@@ -273,7 +303,10 @@ impl Worker {
                     self.report(&Report::Answer(answer));
                 }
                 Some(Order::Probe(_) | Order::Activate(_)) | None => {
-                    tracing::warn!(order = text, "ignoring an order that is not for an active worker");
+                    tracing::warn!(
+                        order = text,
+                        "ignoring an order that is not for an active worker"
+                    );
                 }
             }
         }
@@ -284,5 +317,7 @@ impl Worker {
 
 fn monotonic_nsec() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
-    now.map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+    now.map_or(0, |now| {
+        now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+    })
 }

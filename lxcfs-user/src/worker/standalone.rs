@@ -21,13 +21,24 @@ impl Standalone {
     ///
     /// # Errors
     /// See [`WorkerError`].
-    pub fn mount(mountpoint: &Path, engine: Arc<dyn Engine>, loops: usize) -> Result<Self, WorkerError> {
+    pub fn mount(
+        mountpoint: &Path,
+        engine: Arc<dyn Engine>,
+        loops: usize,
+    ) -> Result<Self, WorkerError> {
         let mounted = lxcfs_holder::Mounted::mount(mountpoint)?;
-        let system = |source| WorkerError::Inherited { what: "the device cannot be duplicated", source };
+        let system = |source| WorkerError::Inherited {
+            what: "the device cannot be duplicated",
+            source,
+        };
         let device = mounted.device().try_clone().map_err(system)?;
         let wake = Arc::new(DeviceWake(device.try_clone().map_err(system)?));
         let triggers = Triggers::new(Arc::new(NoJournal), wake);
-        let vfs = Arc::new(Vfs::new(engine, Arc::new(SnapshotTable::private()), triggers));
+        let vfs = Arc::new(Vfs::new(
+            engine,
+            Arc::new(SnapshotTable::private()),
+            triggers,
+        ));
         let facts = Facts {
             loops: loops.max(2),
             kernel_minor: mounted.kernel_minor(),
@@ -40,7 +51,10 @@ impl Standalone {
         });
         let server = fuse::prepare(vfs, facts, None, ended)?;
         server.go_live(&device)?;
-        Ok(Self { mounted: Some(mounted), server })
+        Ok(Self {
+            mounted: Some(mounted),
+            server,
+        })
     }
 }
 

@@ -26,7 +26,9 @@ pub(super) fn adopt(state: &State) {
         (RegionId::History, HISTORY_VERSION),
         (RegionId::Triggers, TRIGGERS_VERSION),
     ] {
-        let Some((base, len, recorded)) = state.region(id) else { continue };
+        let Some((base, len, recorded)) = state.region(id) else {
+            continue;
+        };
         let before = recorded.load(Ordering::Acquire);
         if before == version {
             continue;
@@ -67,18 +69,29 @@ struct Saved {
 
 impl HistoryStore {
     pub(super) fn new(state: Arc<State>) -> Self {
-        Self { state: Some(state), saving: Arc::default() }
+        Self {
+            state: Some(state),
+            saving: Arc::default(),
+        }
     }
 
     /// A store that forgets, for serving without a holder.
     pub fn none() -> Self {
-        Self { state: None, saving: Arc::default() }
+        Self {
+            state: None,
+            saving: Arc::default(),
+        }
     }
 
     /// The most bytes that [`save`](Self::save) takes.
     pub fn capacity(&self) -> usize {
-        let region = self.state.as_ref().and_then(|state| state.region(RegionId::History));
-        region.map_or(0, |(_, len, _)| (len / 2).saturating_sub(size_of::<Saved>()))
+        let region = self
+            .state
+            .as_ref()
+            .and_then(|state| state.region(RegionId::History));
+        region.map_or(0, |(_, len, _)| {
+            (len / 2).saturating_sub(size_of::<Saved>())
+        })
     }
 
     fn halves(&self) -> Option<[(&Saved, NonNull<u8>); 2]> {
@@ -87,7 +100,10 @@ impl HistoryStore {
         // head consists of atomics, valid for any bytes.
         let half = |at: usize| unsafe {
             let start = base.add(at);
-            (start.cast::<Saved>().as_ref(), start.add(size_of::<Saved>()))
+            (
+                start.cast::<Saved>().as_ref(),
+                start.add(size_of::<Saved>()),
+            )
         };
         Some([half(0), half(len / 2)])
     }
@@ -116,10 +132,16 @@ impl HistoryStore {
         if bytes.len() > self.capacity() {
             return false;
         }
-        let Some([one, two]) = self.halves() else { return false };
+        let Some([one, two]) = self.halves() else {
+            return false;
+        };
         let generation = |half: &(&Saved, NonNull<u8>)| half.0.generation.load(Ordering::Acquire);
         let newest = generation(&one).max(generation(&two));
-        let (head, place) = if generation(&one) <= generation(&two) { one } else { two };
+        let (head, place) = if generation(&one) <= generation(&two) {
+            one
+        } else {
+            two
+        };
         head.generation.store(0, Ordering::Release);
         // SAFETY: the half has room for capacity() bytes; nobody reads it while its generation
         // is 0, and the lock keeps other writers out.
@@ -176,7 +198,10 @@ pub(super) struct Journal {
 
 impl Journal {
     pub(super) fn new(state: Arc<State>) -> Self {
-        Self { state, changing: Mutex::new(()) }
+        Self {
+            state,
+            changing: Mutex::new(()),
+        }
     }
 
     fn places(&self) -> impl Iterator<Item = NonNull<Place>> {
@@ -194,7 +219,8 @@ impl Journal {
     }
 
     fn place_of(&self, handle: u64) -> Option<NonNull<Place>> {
-        self.places().find(|place| Self::key(*place).load(Ordering::Acquire) == handle)
+        self.places()
+            .find(|place| Self::key(*place).load(Ordering::Acquire) == handle)
     }
 }
 
@@ -246,7 +272,10 @@ impl TriggerJournal for Journal {
                 (found.handle != 0).then(|| Record {
                     handle: found.handle,
                     file,
-                    caller: Caller { tid: found.tid, uid: found.uid },
+                    caller: Caller {
+                        tid: found.tid,
+                        uid: found.uid,
+                    },
                     request: found.request,
                     kernel_handle: found.kernel_handle,
                     identity: (found.device, found.inode),
@@ -281,7 +310,10 @@ mod tests {
         assert_eq!(store.load(), None);
         assert!(store.save(b"first"));
         assert!(store.save(b"second"));
-        assert_eq!(HistoryStore::new(again(&state)).load().as_deref(), Some(&b"second"[..]));
+        assert_eq!(
+            HistoryStore::new(again(&state)).load().as_deref(),
+            Some(&b"second"[..])
+        );
         assert!(store.save(b"third"));
         // Tear the newest: flip a byte of its text.
         for (head, bytes) in store.halves().unwrap() {
@@ -325,7 +357,11 @@ mod tests {
     fn state_of_another_version_is_dropped() {
         let state = whole();
         assert!(HistoryStore::new(state.clone()).save(b"old"));
-        state.region(RegionId::History).unwrap().2.store(99, Ordering::Relaxed);
+        state
+            .region(RegionId::History)
+            .unwrap()
+            .2
+            .store(99, Ordering::Relaxed);
         adopt(&state);
         assert_eq!(HistoryStore::new(state).load(), None);
     }

@@ -38,7 +38,10 @@ fn main() -> ExitCode {
 fn run_worker() -> Result<(), String> {
     let engine = Arc::new(Fixture::from_env()?);
     let on_command = |text: &str| Ok(format!("heard {text}"));
-    let options = WorkerOptions { on_command: Some(Box::new(on_command)), ..Default::default() };
+    let options = WorkerOptions {
+        on_command: Some(Box::new(on_command)),
+        ..Default::default()
+    };
     worker::run(options, engine).map_err(|error| {
         let mut text = error.to_string();
         let mut cause = std::error::Error::source(&error);

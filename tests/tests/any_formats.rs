@@ -32,7 +32,7 @@ fn kernel(path: &str) -> String {
 
 fn kernel_list(name: &str) -> CpuSet {
     let text = kernel(&format!("/sys/devices/system/cpu/{name}"));
-    CpuSet::parse_list(&text).unwrap()
+    CpuSet::parse_list(&text).expect("the kernel's list")
 }
 
 /// A container without any limit on this machine.
@@ -77,12 +77,12 @@ fn unlimited() -> Snapshot {
 fn render(node: Node, snapshot: &Snapshot, policy: &ViewPolicy) -> String {
     let mut out = Vec::new();
     let mut history = CpuHistory::default();
-    view::render(node, snapshot, &mut history, policy, &mut out).unwrap();
-    String::from_utf8(out).unwrap()
+    view::render(node, snapshot, &mut history, policy, &mut out).expect("a view of this machine");
+    String::from_utf8(out).expect("text")
 }
 
 fn ours(path: &str, snapshot: &Snapshot) -> String {
-    let node = Node::Fixed(by_path(path).unwrap());
+    let node = Node::Fixed(by_path(path).expect("a path of the catalogue"));
     render(node, snapshot, &ViewPolicy::default())
 }
 

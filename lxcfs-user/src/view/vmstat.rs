@@ -87,7 +87,8 @@ pub fn render(snapshot: &Snapshot, policy: &ViewPolicy, out: &mut Vec<u8>) {
             "nr_free_pages" => {
                 free.and_then(|free| in_unit(Kib(free).to_bytes(), Unit::Pages, page))
             }
-            _ => state(name, stat, page).or_else(|| event(name, stat)),
+            _ if name.starts_with("nr_") => state(name, stat, page),
+            _ => event(name, stat),
         };
         if let Some(value) = value {
             out.extend_from_slice(name.as_bytes());

@@ -9,6 +9,7 @@ pub mod attach;
 pub mod bpf;
 pub mod cgroup;
 pub mod cli;
+pub mod collect;
 pub mod config;
 pub mod container;
 pub mod cpuset;

@@ -1,0 +1,468 @@
+//! The engine: resolve the caller, gather, render, share the answer.
+
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use lxcfs_common::catalogue::{CPU_TEMPLATE, FileId, Kind, NODE_TEMPLATE, Node, path_of};
+
+use crate::cgroup::v2;
+use crate::container::resolve::{self, Resolver, StartError, View};
+use crate::cpuset::CpuSet;
+use crate::engine::{AnswerError, Caller, Engine};
+use crate::fallback::{Fallback, Fallbacks};
+use crate::host::position::{self, PositionError};
+use crate::host::reader::{HostError, HostReader, ProcFile, ProcOrigin, page_size_and_user_hz};
+use crate::policy::ViewPolicy;
+use crate::snapshot::Inputs;
+use crate::view;
+
+use super::collector::{Clock, Collector};
+use super::single_flight::Came;
+use super::source::Sources;
+use super::store::lock;
+use super::tasks::ProcTasks;
+
+/// What can be chosen about the engine.
+#[derive(Clone, Debug)]
+pub struct LiveOptions {
+    /// What views show.
+    pub policy: ViewPolicy,
+    /// How long an answer is shared among readers.
+    pub ttl: Duration,
+    /// How long a reader waits for another's rendering before it takes an older answer.
+    pub patience: Duration,
+    /// Cgroup descriptors kept open, about; `None`: half of `RLIMIT_NOFILE`, at most
+    /// 16,384.
+    pub descriptors: Option<usize>,
+    /// Start also where only a part of the host can be seen (tests in namespaces).
+    pub any_position: bool,
+    /// Where the cgroup mounts are below; `/` on the machine.
+    pub root: PathBuf,
+}
+
+impl Default for LiveOptions {
+    fn default() -> Self {
+        Self {
+            policy: ViewPolicy::default(),
+            ttl: Duration::from_millis(5),
+            patience: Duration::from_millis(200),
+            descriptors: None,
+            any_position: false,
+            root: PathBuf::from("/"),
+        }
+    }
+}
+
+/// Why the engine cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The host's files.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The daemon's own place.
+    #[error(transparent)]
+    Position(#[from] PositionError),
+    /// The cgroups.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// Answers from the running machine.
+#[derive(Debug)]
+pub struct LiveEngine {
+    resolver: Resolver,
+    collector: Collector,
+    policy: RwLock<ViewPolicy>,
+    ttl: Duration,
+    patience: Duration,
+    host_view: AtomicBool,
+    fallbacks: Arc<Fallbacks>,
+}
+
+fn default_descriptors() -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(limit / 2).unwrap_or(usize::MAX).min(16_384)
+}
+
+impl LiveEngine {
+    /// Finds the host, the cgroups and the daemon's own place among them, and makes the
+    /// cgroup-file sources; eBPF is plugged in by [`Collector::set_sources`].
+    ///
+    /// # Errors
+    /// When the host cannot be seen from here; the message says what to do.
+    pub fn start(options: &LiveOptions) -> Result<Self, EngineError> {
+        let host = Arc::new(HostReader::live()?);
+        if !options.any_position {
+            position::check(&position::own_namespaces(&host)?)?;
+        }
+        let fallbacks = Arc::new(Fallbacks::default());
+        if host.proc_origin() == ProcOrigin::Mounted {
+            fallbacks.count(Fallback::ProcMounted);
+        }
+        let resolver = Resolver::new(
+            host.clone(),
+            &options.root,
+            options.policy.boundary,
+            options.descriptors.unwrap_or_else(default_descriptors),
+            fallbacks.clone(),
+        )?;
+        let (page_size, user_hz) = page_size_and_user_hz();
+        let sources = Sources {
+            tasks: Arc::new(ProcTasks::new(host.clone())),
+            cpu_time: None,
+            io_times: None,
+        };
+        let facts = host.facts(page_size, user_hz);
+        let collector = Collector::new(host, facts, sources, fallbacks.clone(), Clock::Boottime);
+        Ok(Self {
+            resolver,
+            collector,
+            policy: RwLock::new(options.policy),
+            ttl: options.ttl,
+            patience: options.patience,
+            host_view: AtomicBool::new(false),
+            fallbacks,
+        })
+    }
+
+    /// Who is who.
+    #[must_use]
+    pub const fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    /// What gathers.
+    #[must_use]
+    pub const fn collector(&self) -> &Collector {
+        &self.collector
+    }
+
+    /// Counters of every fallback, for export.
+    #[must_use]
+    pub const fn fallbacks(&self) -> &Arc<Fallbacks> {
+        &self.fallbacks
+    }
+
+    /// Shows everybody the host's text (`true`), or each container its own.
+    pub fn set_host_view(&self, on: bool) {
+        self.host_view.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether everybody sees the host's text.
+    #[must_use]
+    pub fn host_view(&self) -> bool {
+        self.host_view.load(Ordering::Relaxed)
+    }
+
+    /// The policy in force.
+    #[must_use]
+    pub fn policy(&self) -> ViewPolicy {
+        *self.policy.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the policy; the boundary rule stays that of the start.
+    pub fn set_policy(&self, policy: ViewPolicy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
+        self.collector.store.drop_all_answers();
+    }
+
+    fn view(&self, caller: Caller) -> Result<View, AnswerError> {
+        if self.host_view() {
+            return Ok(View::Host);
+        }
+        let view = self.resolver.resolve(caller.tid);
+        if view.is_err() {
+            self.fallbacks.count(Fallback::CallerUnknown);
+        }
+        view
+    }
+
+    /// Runs `answer` for a container; once more, resolved afresh, when its cgroup turns out
+    /// to be gone: another one may have taken its place.
+    fn retrying<R>(
+        &self,
+        caller: Caller,
+        mut answer: impl FnMut(&resolve::Caller) -> Result<R, AnswerError>,
+        host: impl FnOnce() -> Result<R, AnswerError>,
+    ) -> Result<R, AnswerError> {
+        let seen = match self.view(caller)? {
+            View::Host => return host(),
+            View::Container(seen) => seen,
+        };
+        match answer(&seen) {
+            Err(AnswerError::Gone { path }) => {
+                self.fallbacks.count(Fallback::CgroupGone);
+                self.resolver.forget(&seen.container);
+                match self.view(caller) {
+                    Ok(View::Container(again)) if again.container.key != seen.container.key => {
+                        answer(&again)
+                    }
+                    Ok(View::Container(again)) if again.container.is_alive() => answer(&again),
+                    // It is neither another container's nor the host's: it is on its way
+                    // out.
+                    _ => Err(AnswerError::Gone { path }),
+                }
+            }
+            answered => answered,
+        }
+    }
+
+    /// Renders `node` for a container, from the shared answer if there is a recent one.
+    fn render_container(
+        &self,
+        caller: &resolve::Caller,
+        node: Node,
+        out: &mut Vec<u8>,
+    ) -> Result<(), AnswerError> {
+        let policy = self.policy();
+        if view::shows_host(node, &policy) {
+            return self.host_text(node, out);
+        }
+        let start = out.len();
+        let file = match node {
+            // A time namespace's offset is the caller's own.
+            Node::Fixed(entry) if caller.timens_offset == 0 => match entry.kind {
+                Kind::File(id) => Some(id as u8),
+                Kind::Dir => None,
+            },
+            _ => None,
+        };
+        let Some(file) = file else {
+            return self.render_now(caller, node, &policy, out);
+        };
+        let state = self.collector.state(&caller.container);
+        let came = state
+            .cells
+            .answer(file, self.ttl, self.patience, out, |out| {
+                self.render_now(caller, node, &policy, out)
+            });
+        match came {
+            Ok(Came::Fresh) => Ok(()),
+            Ok(Came::Stale) => {
+                self.fallbacks.count(Fallback::StaleAnswer);
+                Ok(())
+            }
+            Err(AnswerError::Gone { path }) => match state.cells.last(file) {
+                Some(bytes) if !caller.container.is_alive() => {
+                    self.fallbacks.count(Fallback::LastAnswer);
+                    out.truncate(start);
+                    out.extend_from_slice(&bytes);
+                    Ok(())
+                }
+                _ => Err(AnswerError::Gone { path }),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    fn render_now(
+        &self,
+        caller: &resolve::Caller,
+        node: Node,
+        policy: &ViewPolicy,
+        out: &mut Vec<u8>,
+    ) -> Result<(), AnswerError> {
+        let inputs = view::inputs(node, policy);
+        let snapshot = self.collector.snapshot(caller, inputs, policy)?;
+        let state = self.collector.state(&caller.container);
+        let mut history = lock(&state.cpu);
+        view::render(node, &snapshot, &mut history, policy, out)
+    }
+
+    /// The host's own text, byte for byte.
+    pub(super) fn host_text(&self, node: Node, out: &mut Vec<u8>) -> Result<(), AnswerError> {
+        let host = self.collector.host();
+        let path = host_path(node).ok_or(AnswerError::Absent("text of a directory"))?;
+        let kept = match node {
+            Node::Fixed(entry) => match entry.kind {
+                Kind::File(id) => kept_file(id),
+                Kind::Dir => None,
+            },
+            _ => None,
+        };
+        let read = match (kept, path.split_once('/')) {
+            (Some(file), _) => host.read(file, |text| out.extend_from_slice(text.as_bytes())),
+            (None, Some(("proc", path))) => host
+                .open_proc(path)
+                .and_then(|mut file| file.read_to_end(out).map(drop)),
+            (None, Some(("sys", path))) => host.read_sys(path, out),
+            _ => return Err(AnswerError::Absent("a file outside /proc and /sys")),
+        };
+        read.map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => AnswerError::Absent("the kernel has no such file"),
+            // Pressure files of a kernel booted with psi=0.
+            _ if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                AnswerError::Absent("the kernel does not measure pressure")
+            }
+            _ => AnswerError::Io {
+                path: format!("/{path}"),
+                source,
+            },
+        })
+    }
+
+    fn host_list(&self, path: &str) -> Option<CpuSet> {
+        self.collector.host().sys_list(path)
+    }
+}
+
+/// The path of the host's own file behind a node, without the leading `/`.
+fn host_path(node: Node) -> Option<String> {
+    match node {
+        Node::Fixed(entry) => match entry.kind {
+            Kind::File(id) => Some(path_of(id).to_owned()),
+            Kind::Dir => None,
+        },
+        Node::Cpu(cpu, index) => {
+            let entry = CPU_TEMPLATE
+                .get(index)
+                .filter(|entry| !entry.path.is_empty())?;
+            Some(format!("sys/devices/system/cpu/cpu{cpu}/{}", entry.path))
+        }
+        Node::Numa(number, index) => {
+            let entry = NODE_TEMPLATE
+                .get(index)
+                .filter(|entry| !entry.path.is_empty())?;
+            Some(format!(
+                "sys/devices/system/node/node{number}/{}",
+                entry.path
+            ))
+        }
+    }
+}
+
+const fn kept_file(id: FileId) -> Option<ProcFile> {
+    Some(match id {
+        FileId::Meminfo => ProcFile::Meminfo,
+        FileId::Stat => ProcFile::Stat,
+        FileId::Cpuinfo => ProcFile::Cpuinfo,
+        FileId::Diskstats => ProcFile::Diskstats,
+        FileId::Vmstat => ProcFile::Vmstat,
+        FileId::Slabinfo => ProcFile::Slabinfo,
+        FileId::Uptime => ProcFile::Uptime,
+        FileId::Loadavg => ProcFile::Loadavg,
+        FileId::Swaps => ProcFile::Swaps,
+        _ => return None,
+    })
+}
+
+/// The cgroup's file behind a pressure file.
+const fn pressure_file(id: FileId) -> Option<&'static str> {
+    Some(match id {
+        FileId::PressureCpu => v2::file::PRESSURE[0],
+        FileId::PressureMemory => v2::file::PRESSURE[1],
+        FileId::PressureIo => v2::file::PRESSURE[2],
+        FileId::PressureIrq => v2::file::PRESSURE[3],
+        _ => return None,
+    })
+}
+
+impl Engine for LiveEngine {
+    fn render(&self, caller: Caller, node: Node, out: &mut Vec<u8>) -> Result<(), AnswerError> {
+        let start = out.len();
+        let mut host_out = false;
+        self.retrying(
+            caller,
+            |seen| {
+                out.truncate(start);
+                self.render_container(seen, node, out)
+            },
+            || {
+                host_out = true;
+                Ok(())
+            },
+        )?;
+        if host_out {
+            self.host_text(node, out)?;
+        }
+        Ok(())
+    }
+
+    fn visible_cpus(&self, caller: Caller) -> Result<CpuSet, AnswerError> {
+        let policy = self.policy();
+        self.retrying(
+            caller,
+            |seen| {
+                let inputs = Inputs::CPUS;
+                let snapshot = self.collector.snapshot(seen, inputs, &policy)?;
+                Ok(view::cpus::derive(&snapshot, &policy).numbers)
+            },
+            || Ok(self.possible_cpus()),
+        )
+    }
+
+    fn visible_nodes(&self, caller: Caller) -> Result<CpuSet, AnswerError> {
+        match self.view(caller)? {
+            View::Host => Ok(self.possible_nodes()),
+            View::Container(_) => Ok(view::node_tree::visible()),
+        }
+    }
+
+    fn possible_cpus(&self) -> CpuSet {
+        // What has a directory: present CPUs, and possible ones where hotplug is prepared.
+        self.host_list("devices/system/cpu/present")
+            .unwrap_or_else(|| self.collector.facts().possible_cpus.clone())
+    }
+
+    fn possible_nodes(&self) -> CpuSet {
+        self.host_list("devices/system/node/online")
+            .unwrap_or_else(view::node_tree::visible)
+    }
+
+    fn exists(&self, id: FileId) -> bool {
+        let host = self.collector.host();
+        match path_of(id).split_once('/') {
+            Some(("proc", path)) => host.has_proc(path),
+            // A machine without NUMA still has node 0 for its containers.
+            Some(("sys", path)) => host.has_sys(path) || path.starts_with("devices/system/node/"),
+            _ => false,
+        }
+    }
+
+    fn open_pressure(&self, caller: Caller, id: FileId) -> Result<OwnedFd, AnswerError> {
+        let file = pressure_file(id).ok_or(AnswerError::Absent("pressure file"))?;
+        if !self.policy().psi_triggers {
+            return Err(AnswerError::Invalid("pressure triggers are switched off"));
+        }
+        let absent = AnswerError::Absent("the container's cgroup has no pressure file");
+        let View::Container(seen) = self.view(caller)? else {
+            return self.open_host_pressure(id);
+        };
+        let dir = seen.container.v2_dir().filter(|dir| !dir.is_root());
+        let Some(dir) = dir else { return Err(absent) };
+        dir.open_rw(file).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound if dir.is_alive() => absent,
+            std::io::ErrorKind::NotFound => AnswerError::Gone {
+                path: dir.path().to_owned(),
+            },
+            _ => AnswerError::Io {
+                path: format!("{}/{file}", dir.path()),
+                source,
+            },
+        })
+    }
+}
+
+impl LiveEngine {
+    fn open_host_pressure(&self, id: FileId) -> Result<OwnedFd, AnswerError> {
+        use nix::fcntl::{OFlag, openat};
+        let path = path_of(id);
+        let relative = path.strip_prefix("proc/").unwrap_or(path);
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let mode = nix::sys::stat::Mode::empty();
+        openat(self.collector.host().proc_fd(), relative, flags, mode).map_err(
+            |error| match error {
+                nix::Error::ENOENT => AnswerError::Absent("the kernel does not measure pressure"),
+                error => AnswerError::Io {
+                    path: format!("/{path}"),
+                    source: error.into(),
+                },
+            },
+        )
+    }
+}

@@ -1,0 +1,125 @@
+//! The one background thread: on the kernel's 5 s grid it counts tasks for the load
+//! averages, and lets go of what is gone.
+
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::container::Container;
+use crate::history::loadavg::LOAD_PERIOD;
+use crate::units::Nsec;
+
+use super::live::LiveEngine;
+
+/// A running sampler; it ends when this is dropped.
+#[derive(Debug)]
+pub struct LoadSampler {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl LoadSampler {
+    /// Starts the thread for `engine`.
+    ///
+    /// # Errors
+    /// When no thread can be made.
+    pub fn start(engine: &Arc<LiveEngine>) -> std::io::Result<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let engine: Weak<LiveEngine> = Arc::downgrade(engine);
+        let thread = std::thread::Builder::new()
+            .name("lxcfs-sampler".to_owned())
+            .spawn(move || {
+                let mut next = None;
+                loop {
+                    let wait = {
+                        let Some(engine) = engine.upgrade() else {
+                            return;
+                        };
+                        let now = engine.collector().now();
+                        let at = next_on_grid(next, now);
+                        next = Some(at);
+                        Duration::from_nanos(at.less(now).0)
+                    };
+                    match stopped.recv_timeout(wait) {
+                        Err(RecvTimeoutError::Timeout) => {}
+                        _ => return,
+                    }
+                    let Some(engine) = engine.upgrade() else {
+                        return;
+                    };
+                    tick(&engine);
+                }
+            })?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for LoadSampler {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            // A panic has been reported by the thread itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The next moment to sample: one period after the last, or after now when that is past
+/// (the machine was suspended).
+fn next_on_grid(last: Option<Nsec>, now: Nsec) -> Nsec {
+    let next = last.map_or(now, |last| last.plus(LOAD_PERIOD));
+    if next < now {
+        now.plus(LOAD_PERIOD)
+    } else {
+        next
+    }
+}
+
+/// One round: sweep, then count.
+pub(super) fn tick(engine: &LiveEngine) {
+    let collector = engine.collector();
+    let gone = engine.resolver().sweep();
+    collector.store.forget(&gone);
+    collector.store.drop_answers();
+    collector.refresh_facts();
+    sample(engine);
+}
+
+fn sample(engine: &LiveEngine) {
+    let collector = engine.collector();
+    let sources = collector.sources();
+    let now = collector.now();
+    let containers: Vec<Arc<Container>> = engine
+        .resolver()
+        .containers()
+        .into_iter()
+        .filter(|container| sources.tasks.is_cheap() || collector.state(container).wants_load(now))
+        .collect();
+    if containers.is_empty() {
+        return;
+    }
+    for (container, counts) in containers.iter().zip(sources.tasks.count(&containers)) {
+        if let Some(counts) = counts {
+            collector.state(container).account(collector.now(), counts);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_keep_to_the_grid_and_skip_what_was_slept_through() {
+        let first = next_on_grid(None, Nsec(100));
+        assert_eq!(first, Nsec(100));
+        let second = next_on_grid(Some(first), Nsec(200));
+        assert_eq!(second, Nsec(100).plus(LOAD_PERIOD));
+        let late = Nsec(LOAD_PERIOD.0 * 10);
+        assert_eq!(next_on_grid(Some(second), late), late.plus(LOAD_PERIOD));
+    }
+}

@@ -1,0 +1,240 @@
+//! One answer for everybody who asks at the same moment: rendered once, kept for a few
+//! milliseconds. Whoever waits for another's answer waits at most for a bound and then
+//! takes an older one, or makes his own.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::store::lock;
+
+/// The newest answer of one file.
+#[derive(Debug, Default)]
+struct Cell {
+    state: Mutex<Answer>,
+    ready: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Answer {
+    bytes: Option<(Arc<[u8]>, Instant)>,
+    in_flight: bool,
+}
+
+/// The answers of one container, by file.
+#[derive(Debug, Default)]
+pub struct Cells(Mutex<Vec<(u8, Arc<Cell>)>>);
+
+/// How an answer was come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// Rendered now, or within the time it may be shared.
+    Fresh,
+    /// An older one, because the newer took too long.
+    Stale,
+}
+
+/// Ends a flight, also when rendering panics.
+struct Flight<'a> {
+    cell: &'a Cell,
+    landed: Option<Arc<[u8]>>,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        let mut answer = lock(&self.cell.state);
+        answer.in_flight = false;
+        if let Some(bytes) = self.landed.take() {
+            answer.bytes = Some((bytes, Instant::now()));
+        }
+        drop(answer);
+        self.cell.ready.notify_all();
+    }
+}
+
+impl Cells {
+    fn cell(&self, file: u8) -> Arc<Cell> {
+        let mut cells = lock(&self.0);
+        if let Some((_, cell)) = cells.iter().find(|(known, _)| *known == file) {
+            return cell.clone();
+        }
+        let cell = Arc::new(Cell::default());
+        cells.push((file, cell.clone()));
+        cell
+    }
+
+    /// Appends the answer for `file` to `out`: one not older than `ttl`, else what
+    /// `render` writes. Another's rendering is waited for until `patience` is over.
+    ///
+    /// # Errors
+    /// What `render` returns; the error is not shared.
+    pub fn answer<E>(
+        &self,
+        file: u8,
+        ttl: Duration,
+        patience: Duration,
+        out: &mut Vec<u8>,
+        render: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<Came, E> {
+        let cell = self.cell(file);
+        let mut answer = lock(&cell.state);
+        let mut deadline = None;
+        loop {
+            if let Some((bytes, at)) = &answer.bytes
+                && at.elapsed() <= ttl
+            {
+                out.extend_from_slice(bytes);
+                return Ok(Came::Fresh);
+            }
+            if !answer.in_flight {
+                break;
+            }
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + patience);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                if let Some((bytes, _)) = &answer.bytes {
+                    out.extend_from_slice(bytes);
+                    return Ok(Came::Stale);
+                }
+                // Nothing older: make one's own, for oneself alone.
+                drop(answer);
+                return render(out).map(|()| Came::Fresh);
+            }
+            answer = cell
+                .ready
+                .wait_timeout(answer, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        answer.in_flight = true;
+        drop(answer);
+        let mut flight = Flight {
+            cell: &cell,
+            landed: None,
+        };
+        let start = out.len();
+        render(out)?;
+        flight.landed = Some(out[start..].into());
+        Ok(Came::Fresh)
+    }
+
+    /// The last answer for `file`, however old.
+    #[must_use]
+    pub fn last(&self, file: u8) -> Option<Arc<[u8]>> {
+        let cell = self.cell(file);
+        let answer = lock(&cell.state);
+        answer.bytes.as_ref().map(|(bytes, _)| bytes.clone())
+    }
+
+    /// Lets go of every answer.
+    pub fn clear(&self) {
+        lock(&self.0).clear();
+    }
+
+    /// Lets go of answers older than a few seconds.
+    pub fn drop_stale(&self) {
+        lock(&self.0).retain(|(_, cell)| {
+            let answer = lock(&cell.state);
+            answer.in_flight
+                || answer
+                    .bytes
+                    .as_ref()
+                    .is_some_and(|(_, at)| at.elapsed() < Duration::from_secs(10))
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::mpsc;
+
+    const LONG: Duration = Duration::from_secs(600);
+    const NONE: Duration = Duration::ZERO;
+
+    fn ask(cells: &Cells, ttl: Duration, patience: Duration, text: &str) -> (Came, String) {
+        let mut out = Vec::new();
+        let came = cells
+            .answer(0, ttl, patience, &mut out, |out| {
+                out.extend_from_slice(text.as_bytes());
+                Ok::<_, Infallible>(())
+            })
+            .unwrap();
+        (came, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn readers_of_one_moment_share_one_rendering() {
+        let cells = Cells::default();
+        let rendered = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    let mut out = b"before ".to_vec();
+                    let came = cells.answer(0, LONG, LONG, &mut out, |out| {
+                        rendered.fetch_add(1, Ordering::SeqCst);
+                        std::thread::yield_now();
+                        out.extend_from_slice(b"text");
+                        Ok::<_, Infallible>(())
+                    });
+                    assert_eq!(came, Ok(Came::Fresh));
+                    assert_eq!(out, b"before text");
+                });
+            }
+        });
+        assert_eq!(rendered.into_inner(), 1);
+    }
+
+    #[test]
+    fn an_answer_is_not_shared_beyond_its_time() {
+        let cells = Cells::default();
+        assert_eq!(ask(&cells, LONG, LONG, "one").1, "one");
+        assert_eq!(ask(&cells, LONG, LONG, "two").1, "one");
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(ask(&cells, NONE, LONG, "three").1, "three");
+    }
+
+    #[test]
+    fn a_rendering_that_hangs_costs_the_others_an_older_answer_only() {
+        let cells = Cells::default();
+        ask(&cells, NONE, NONE, "old");
+        std::thread::sleep(Duration::from_millis(2));
+        let (started, wait_started) = mpsc::channel();
+        let (release, wait_release) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let cells = &cells;
+            scope.spawn(move || {
+                let mut out = Vec::new();
+                let _ = cells.answer(0, NONE, NONE, &mut out, |_| {
+                    started.send(()).unwrap();
+                    wait_release.recv().unwrap();
+                    Ok::<_, Infallible>(())
+                });
+            });
+            wait_started.recv().unwrap();
+            assert_eq!(ask(cells, NONE, NONE, "mine"), (Came::Stale, "old".into()));
+            // Another file is not held up at all.
+            let mut out = Vec::new();
+            let came = cells.answer(1, NONE, NONE, &mut out, |_| Ok::<_, Infallible>(()));
+            assert_eq!(came, Ok(Came::Fresh));
+            release.send(()).unwrap();
+        });
+    }
+
+    #[test]
+    fn an_error_or_a_panic_leaves_the_file_answerable() {
+        let cells = Cells::default();
+        let mut out = Vec::new();
+        assert_eq!(cells.answer(0, LONG, LONG, &mut out, |_| Err(7)), Err(7));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut out = Vec::new();
+            let _ = cells.answer(0, LONG, LONG, &mut out, |_| -> Result<(), ()> {
+                panic!("rendering failed")
+            });
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(ask(&cells, LONG, LONG, "fine").1, "fine");
+        assert_eq!(cells.last(0).as_deref(), Some(b"fine".as_slice()));
+    }
+}

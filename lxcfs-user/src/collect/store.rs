@@ -1,0 +1,258 @@
+//! What must be remembered of a container between reads, by cgroup id: the CPU counters
+//! shown, the load averages, when it started. Bounded, and let go when the cgroup is gone.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::container::CgroupKey;
+use crate::history::cpu::CpuHistory;
+use crate::history::loadavg::LoadAverage;
+use crate::snapshot::Origin;
+use crate::units::Nsec;
+
+use super::single_flight::Cells;
+use super::source::TaskCounts;
+
+/// Containers remembered at most; beyond, those that were read the longest ago go.
+const MAX_STATES: usize = 16_384;
+
+/// When a container started, and how that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// `CLOCK_BOOTTIME`.
+    pub at: Nsec,
+    /// What gave it.
+    pub origin: Origin,
+}
+
+/// The last count of a container's tasks and the averages over all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    /// The kernel's arithmetic.
+    pub average: LoadAverage,
+    /// The last count and when it was taken.
+    pub last: Option<(Nsec, TaskCounts)>,
+}
+
+/// One container's memory.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Counters of `/proc/stat`.
+    pub cpu: Mutex<CpuHistory>,
+    /// Load averages.
+    pub load: Mutex<Load>,
+    start: Mutex<Option<Start>>,
+    /// When its load was asked for last, in seconds of boot time; 0 = never.
+    load_asked: AtomicU64,
+    /// When anything was asked for last.
+    used: AtomicU64,
+    /// Rendered answers.
+    pub cells: Cells,
+}
+
+/// Locks, whatever happened to an earlier holder: the state is valid at every step.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+impl State {
+    /// The start, found by `find` the first time; a guess is not kept.
+    pub fn start(&self, find: impl FnOnce() -> Option<Start>) -> Option<Start> {
+        let mut start = lock(&self.start);
+        if start.is_none() {
+            *start = find();
+        }
+        *start
+    }
+
+    /// Notes that the load was asked for.
+    pub fn ask_load(&self, now: Nsec) {
+        self.load_asked
+            .store((now.0 / SECOND).max(1), Ordering::Relaxed);
+    }
+
+    /// Whether the load was asked for within the last quarter of an hour: what the longest
+    /// average remembers.
+    #[must_use]
+    pub fn wants_load(&self, now: Nsec) -> bool {
+        let asked = self.load_asked.load(Ordering::Relaxed);
+        asked != 0 && (now.0 / SECOND).saturating_sub(asked) < 900
+    }
+
+    /// Accounts a count of tasks.
+    pub fn account(&self, now: Nsec, counts: TaskCounts) {
+        let mut load = lock(&self.load);
+        load.average.advance(now, counts.active());
+        load.last = Some((now, counts));
+    }
+}
+
+/// What is carried from one process to the next, per container: bytes of
+/// [`CpuHistory`] and [`LoadAverage`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// Whose.
+    pub key: CgroupKey,
+    /// [`CpuHistory::to_bytes`].
+    pub cpu: Vec<u8>,
+    /// [`LoadAverage::to_bytes`].
+    pub load: Vec<u8>,
+}
+
+/// Every container's memory.
+#[derive(Debug, Default)]
+pub struct Store(Mutex<HashMap<CgroupKey, Arc<State>>>);
+
+impl Store {
+    /// The memory of one container, made at first sight.
+    #[must_use]
+    pub fn state(&self, key: CgroupKey, now: Nsec) -> Arc<State> {
+        let mut states = lock(&self.0);
+        if states.len() >= MAX_STATES && !states.contains_key(&key) {
+            forget_oldest(&mut states);
+        }
+        let state = states.entry(key).or_default();
+        state.used.store(now.0, Ordering::Relaxed);
+        state.clone()
+    }
+
+    /// Lets go of containers whose cgroup is gone.
+    pub fn forget(&self, gone: &[CgroupKey]) {
+        let mut states = lock(&self.0);
+        for key in gone {
+            states.remove(key);
+        }
+    }
+
+    /// Lets go of rendered answers that nobody can be waiting for.
+    pub fn drop_answers(&self) {
+        let states: Vec<_> = lock(&self.0).values().cloned().collect();
+        states.iter().for_each(|state| state.cells.drop_stale());
+    }
+
+    /// Lets go of every rendered answer: the policy has changed.
+    pub fn drop_all_answers(&self) {
+        let states: Vec<_> = lock(&self.0).values().cloned().collect();
+        states.iter().for_each(|state| state.cells.clear());
+    }
+
+    /// How many containers are remembered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        lock(&self.0).len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Everything a successor needs so that no counter goes back.
+    #[must_use]
+    pub fn save(&self) -> Vec<Saved> {
+        let states: Vec<_> = lock(&self.0)
+            .iter()
+            .map(|(key, state)| (*key, state.clone()))
+            .collect();
+        states
+            .into_iter()
+            .map(|(key, state)| Saved {
+                key,
+                cpu: lock(&state.cpu).to_bytes(),
+                load: lock(&state.load).average.to_bytes(),
+            })
+            .collect()
+    }
+
+    /// Takes over what a predecessor saved; what is malformed starts afresh.
+    pub fn restore(&self, saved: &[Saved], now: Nsec) {
+        for saved in saved {
+            let state = self.state(saved.key, now);
+            *lock(&state.cpu) = CpuHistory::from_bytes(&saved.cpu);
+            lock(&state.load).average = LoadAverage::from_bytes(&saved.load);
+        }
+    }
+}
+
+/// Lets go of the quarter that was used the longest ago.
+fn forget_oldest(states: &mut HashMap<CgroupKey, Arc<State>>) {
+    let mut used: Vec<_> = states
+        .values()
+        .map(|state| state.used.load(Ordering::Relaxed))
+        .collect();
+    used.sort_unstable();
+    if let Some(limit) = used.get(used.len() / 4).copied() {
+        states.retain(|_, state| state.used.load(Ordering::Relaxed) > limit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn key(inode: u64) -> CgroupKey {
+        CgroupKey {
+            hierarchy: 0,
+            inode,
+        }
+    }
+
+    #[test]
+    fn the_number_of_containers_remembered_is_bounded() {
+        let store = Store::default();
+        for n in 0..MAX_STATES as u64 * 2 {
+            let _ = store.state(key(n), Nsec(n));
+        }
+        assert!(store.len() <= MAX_STATES);
+        let newest = MAX_STATES as u64 * 2 - 1;
+        let before = store.len();
+        let _ = store.state(key(newest), Nsec(newest));
+        assert_eq!(store.len(), before);
+    }
+
+    #[test]
+    fn ids_of_different_hierarchies_do_not_meet() {
+        let store = Store::default();
+        let v1 = store.state(key(20), Nsec(1));
+        let other = CgroupKey {
+            hierarchy: 1,
+            inode: 20,
+        };
+        let v2 = store.state(other, Nsec(1));
+        assert!(!Arc::ptr_eq(&v1, &v2));
+        store.forget(&[other]);
+        assert_eq!(store.len(), 1);
+    }
+
+    #[test]
+    fn a_successor_takes_over_and_malformed_bytes_start_afresh() {
+        let store = Store::default();
+        let counts = TaskCounts {
+            running: 3,
+            ..TaskCounts::default()
+        };
+        store.state(key(1), Nsec(5)).account(Nsec(5), counts);
+        let mut saved = store.save();
+        let successor = Store::default();
+        successor.restore(&saved, Nsec(6));
+        let average = |store: &Store| lock(&store.state(key(1), Nsec(6)).load).average;
+        assert_eq!(average(&successor), average(&store));
+        saved[0].load[9] ^= 1;
+        let careful = Store::default();
+        careful.restore(&saved, Nsec(6));
+        assert_eq!(average(&careful), LoadAverage::default());
+    }
+
+    #[test]
+    fn load_is_followed_for_a_quarter_of_an_hour() {
+        let state = State::default();
+        assert!(!state.wants_load(Nsec(1)));
+        state.ask_load(Nsec(10 * SECOND));
+        assert!(state.wants_load(Nsec(900 * SECOND)));
+        assert!(!state.wants_load(Nsec(911 * SECOND)));
+    }
+}

@@ -46,12 +46,17 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Directly below the root, under a name no other test uses.
+    /// Directly below the v2 root, under a name no other test uses.
     pub fn new(name: &str) -> Self {
+        Self::below(&v2_root(), name)
+    }
+
+    /// Below a directory of any hierarchy, under a name no other test uses.
+    pub fn below(parent: &Path, name: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("lxcfs-test-{}-{number}-{name}", std::process::id());
-        Self::at(v2_root().join(name))
+        Self::at(parent.join(name))
     }
 
     /// Below this one.
@@ -149,6 +154,14 @@ pub enum Work {
     Vfork,
     /// Sleeps with this many more threads than the first.
     Threads(u32),
+    /// Reads so many blocks of 4 KiB, spread over the device, and ends. The descriptor is
+    /// open with `O_DIRECT`.
+    ReadDirect {
+        /// The device.
+        fd: libc::c_int,
+        /// How many.
+        blocks: u32,
+    },
 }
 
 /// A child process, killed when dropped.
@@ -180,10 +193,9 @@ impl Child {
         }
         let child = Self { pid };
         wait_until("the child is in its cgroup", || {
-            cgroup
-                .read("cgroup.procs")
-                .lines()
-                .any(|line| line == pid.to_string())
+            // One that has ended already was there.
+            let line = pid.to_string();
+            child.state() == 'Z' || cgroup.read("cgroup.procs").lines().any(|pid| pid == line)
         });
         child
     }
@@ -270,6 +282,25 @@ fn perform(work: Work) {
                     pause()
                 }
             }
+        }
+        Work::ReadDirect { fd, blocks } => {
+            const BLOCK: usize = 4096;
+            // Not side by side, so that the queue does not merge them.
+            const STRIDE: i64 = 16 * 1024;
+            #[repr(align(4096))]
+            struct Buffer([u8; BLOCK]);
+            let mut buffer = Buffer([0; BLOCK]);
+            for block in 0..i64::from(blocks) {
+                // SAFETY: the buffer has the length given.
+                unsafe {
+                    let target = buffer.0.as_mut_ptr().cast();
+                    if libc::pread(fd, target, BLOCK, block * STRIDE) != BLOCK as isize {
+                        libc::_exit(117);
+                    }
+                }
+            }
+            // SAFETY: ends only this child.
+            unsafe { libc::_exit(0) }
         }
         Work::Threads(more) => {
             const STACK: usize = 16 * 1024;

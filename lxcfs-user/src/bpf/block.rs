@@ -1,5 +1,10 @@
 //! Requests, merges and times per cgroup and disk, which no cgroup file has.
+//!
+//! The kernel side counts at the cgroup a request is charged to. Here they are added up
+//! over a subtree, and what a removed cgroup did is handed on to its parent, as the kernel
+//! does with `io.stat`.
 
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{HashMap as HashTable, Map, MapData};
@@ -9,65 +14,126 @@ use super::error::BpfError;
 use super::feature::Feature;
 use super::load::{Loaded, Plain, data};
 use super::sys;
-use crate::units::{Bytes, Nsec};
+use crate::snapshot::IoTimes;
+use crate::units::Nsec;
 
-/// Size of the table in the object.
+/// Size of the table in the object, and of the one of handed-on counters.
 const MAX_ROWS: u32 = 32_768;
+/// A request may finish after its cgroup was removed; so long, in sweeps, the id is watched.
+const WATCHED_SWEEPS: u64 = 12;
+/// Removed cgroups watched at most.
+const MAX_REMOVED: usize = 65_536;
 
-/// Direction of a request, the column groups of diskstats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the names are the kernel's")]
-pub enum BlockOp {
-    Read,
-    Write,
-    Discard,
+/// Times per device, by major and minor number.
+pub type DeviceTimes = HashMap<(u32, u32), IoTimes>;
+
+type Rows = HashMap<BlockKey, BlockCounters>;
+
+/// Cgroups that were removed, and what they handed on. Pure.
+#[derive(Default)]
+struct Inheritance {
+    /// Id, parent and number of the sweep in which it was told; children before parents.
+    removed: VecDeque<(u64, u64, u64)>,
+    carried: Rows,
+    sweep: u64,
+    /// Rows that found no place.
+    lost: u64,
 }
 
-/// Counters since the collector started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockRow {
-    /// Id of the cgroup (not of its subtree) on the hierarchy of the io controller; see
-    /// [`super::Collector::block_on_v1`].
-    pub cgroup: u64,
-    /// Device major number.
-    pub major: u32,
-    /// Device minor number.
-    pub minor: u32,
-    /// Direction.
-    pub op: BlockOp,
-    /// Requests completed.
-    pub requests: u64,
-    /// Bios merged into a waiting request.
-    pub merges: u64,
-    /// Time the completed requests took, summed.
-    pub time: Nsec,
-    /// Bytes completed.
-    pub bytes: Bytes,
+impl Inheritance {
+    fn remove(&mut self, cgroup: u64, parent: u64) {
+        if self.removed.len() == MAX_REMOVED {
+            self.removed.pop_front();
+        }
+        self.removed.push_back((cgroup, parent, self.sweep));
+    }
+
+    /// Takes over the rows of removed cgroups out of `rows`; returns their keys, which the
+    /// kernel's table can forget.
+    fn take(&mut self, rows: &[(BlockKey, BlockCounters)]) -> Vec<BlockKey> {
+        let heirs: HashMap<u64, u64> = self
+            .removed
+            .iter()
+            .map(|(cgroup, parent, _)| (*cgroup, *parent))
+            .collect();
+        let heir = |cgroup: u64| {
+            let mut at = cgroup;
+            // Ids only grow, and a parent is older than its child.
+            while let Some(parent) = heirs.get(&at).filter(|parent| **parent < at) {
+                at = *parent;
+            }
+            at
+        };
+        let mut taken = Vec::new();
+        let mut inherited: Vec<(BlockKey, BlockCounters)> = Vec::new();
+        self.carried.retain(|key, counters| {
+            let stays = heir(key.cgroup) == key.cgroup;
+            if !stays {
+                inherited.push((*key, *counters));
+            }
+            stays
+        });
+        for (key, counters) in rows
+            .iter()
+            .filter(|(key, _)| heir(key.cgroup) != key.cgroup)
+        {
+            taken.push(*key);
+            inherited.push((*key, *counters));
+        }
+        for (key, counters) in inherited {
+            let key = BlockKey {
+                cgroup: heir(key.cgroup),
+                ..key
+            };
+            if self.carried.len() < MAX_ROWS as usize || self.carried.contains_key(&key) {
+                add(self.carried.entry(key).or_default(), &counters);
+            } else {
+                self.lost += 1;
+            }
+        }
+        self.sweep += 1;
+        while self
+            .removed
+            .front()
+            .is_some_and(|(_, _, told)| told + WATCHED_SWEEPS < self.sweep)
+        {
+            self.removed.pop_front();
+        }
+        taken
+    }
 }
 
-fn row(key: &BlockKey, counters: &BlockCounters) -> Option<BlockRow> {
-    let op = match key.op {
-        0 => BlockOp::Read,
-        1 => BlockOp::Write,
-        2 => BlockOp::Discard,
-        _ => return None,
-    };
-    Some(BlockRow {
-        cgroup: key.cgroup,
-        major: key.major,
-        minor: key.minor,
-        op,
-        requests: counters.requests,
-        merges: counters.merges,
-        time: Nsec(counters.nsec),
-        bytes: Bytes(counters.bytes),
-    })
+fn add(sum: &mut BlockCounters, more: &BlockCounters) {
+    sum.requests = sum.requests.saturating_add(more.requests);
+    sum.merges = sum.merges.saturating_add(more.merges);
+    sum.nsec = sum.nsec.saturating_add(more.nsec);
+    sum.bytes = sum.bytes.saturating_add(more.bytes);
+}
+
+/// Sums the rows of these cgroups per device.
+fn sum<'a>(
+    rows: impl Iterator<Item = (&'a BlockKey, &'a BlockCounters)>,
+    cgroups: &HashSet<u64>,
+) -> DeviceTimes {
+    let mut devices = DeviceTimes::new();
+    for (key, counters) in rows.filter(|(key, _)| cgroups.contains(&key.cgroup)) {
+        let device = devices.entry((key.major, key.minor)).or_default();
+        let (merged, time) = match key.op {
+            0 => (&mut device.reads_merged, &mut device.read_time),
+            1 => (&mut device.writes_merged, &mut device.write_time),
+            _ => (&mut device.discards_merged, &mut device.discard_time),
+        };
+        *merged = merged.saturating_add(counters.merges);
+        *time = time.plus(Nsec(counters.nsec));
+    }
+    devices
 }
 
 /// Reader of the counters.
 pub(super) struct BlockTable {
     map: HashTable<MapData, Plain<BlockKey>, Plain<BlockCounters>>,
     fd: OwnedFd,
+    inheritance: Inheritance,
 }
 
 impl BlockTable {
@@ -82,28 +148,140 @@ impl BlockTable {
             .map_err(BpfError::system("duplicating a map descriptor"))?;
         let map = HashTable::try_from(map)
             .map_err(|error| BpfError::library("opening the block counters")(Box::new(error)))?;
-        Ok(Self { map, fd })
+        Ok(Self {
+            map,
+            fd,
+            inheritance: Inheritance::default(),
+        })
     }
 
-    pub(super) fn read(&self) -> Result<Vec<BlockRow>, BpfError> {
-        let mut rows: Vec<(BlockKey, BlockCounters)> = Vec::new();
+    fn rows(&self) -> Result<Vec<(BlockKey, BlockCounters)>, BpfError> {
+        let mut rows = Vec::new();
         sys::read_all(self.fd.as_fd(), MAX_ROWS, &mut rows)
             .map_err(BpfError::system("reading the block counters"))?;
-        Ok(rows
-            .iter()
-            .filter_map(|(key, counters)| row(key, counters))
-            .collect())
+        Ok(rows)
     }
 
-    /// Forgets the counters of removed cgroups.
-    pub(super) fn forget(&mut self, gone: &dyn Fn(u64) -> bool) -> Result<usize, BpfError> {
-        let mut rows: Vec<(BlockKey, BlockCounters)> = Vec::new();
-        sys::read_all(self.fd.as_fd(), MAX_ROWS, &mut rows)
-            .map_err(BpfError::system("reading the block counters"))?;
-        let mut forgotten = 0;
-        for (key, _) in rows.iter().filter(|(key, _)| gone(key.cgroup)) {
-            forgotten += usize::from(self.map.remove(&Plain(*key)).is_ok());
+    /// Times of these cgroups together.
+    pub(super) fn times(&self, cgroups: &HashSet<u64>) -> Result<DeviceTimes, BpfError> {
+        let rows = self.rows()?;
+        let live = rows.iter().map(|(key, counters)| (key, counters));
+        Ok(sum(live.chain(self.inheritance.carried.iter()), cgroups))
+    }
+
+    /// Notes that a cgroup was removed.
+    pub(super) fn removed(&mut self, cgroup: u64, parent: u64) {
+        self.inheritance.remove(cgroup, parent);
+    }
+
+    /// Hands the counters of removed cgroups on to their parents.
+    pub(super) fn sweep(&mut self) -> Result<(), BpfError> {
+        let rows = if self.inheritance.removed.is_empty() {
+            Vec::new()
+        } else {
+            self.rows()?
+        };
+        for key in self.inheritance.take(&rows) {
+            // Already gone is as good.
+            let _ = self.map.remove(&Plain(key));
         }
-        Ok(forgotten)
+        Ok(())
+    }
+
+    /// Rows that could not be handed on.
+    pub(super) const fn lost(&self) -> u64 {
+        self.inheritance.lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(cgroup: u64, op: u32, nsec: u64) -> (BlockKey, BlockCounters) {
+        let key = BlockKey {
+            cgroup,
+            major: 8,
+            minor: 0,
+            op,
+            pad: 0,
+        };
+        (
+            key,
+            BlockCounters {
+                requests: 1,
+                merges: 2,
+                nsec,
+                bytes: 512,
+            },
+        )
+    }
+
+    fn times(inheritance: &Inheritance, cgroup: u64) -> IoTimes {
+        let cgroups = HashSet::from([cgroup]);
+        sum(inheritance.carried.iter(), &cgroups)
+            .remove(&(8, 0))
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn directions_go_to_their_columns() {
+        let rows = [row(5, 0, 10), row(5, 1, 20), row(5, 2, 30), row(6, 0, 99)];
+        let cgroups = HashSet::from([5]);
+        let devices = sum(rows.iter().map(|(key, counters)| (key, counters)), &cgroups);
+        let device = devices[&(8, 0)];
+        assert_eq!(
+            (device.read_time, device.write_time, device.discard_time),
+            (Nsec(10), Nsec(20), Nsec(30))
+        );
+        assert_eq!((device.reads_merged, device.writes_merged), (2, 2));
+    }
+
+    #[test]
+    fn a_removed_cgroup_hands_on_and_so_does_its_parent() {
+        let mut inheritance = Inheritance::default();
+        inheritance.remove(9, 5);
+        assert_eq!(inheritance.take(&[row(9, 0, 7), row(5, 0, 1)]).len(), 1);
+        assert_eq!(times(&inheritance, 5).read_time, Nsec(7));
+        // The last request of 9 finishes late, and 5 is removed meanwhile.
+        inheritance.remove(5, 2);
+        assert_eq!(inheritance.take(&[row(9, 0, 1), row(5, 0, 1)]).len(), 2);
+        assert_eq!(times(&inheritance, 5).read_time, Nsec(0));
+        assert_eq!(times(&inheritance, 2).read_time, Nsec(9));
+    }
+
+    #[test]
+    fn removed_cgroups_are_watched_for_a_while_only() {
+        let mut inheritance = Inheritance::default();
+        for cgroup in 0..100_000 {
+            inheritance.remove(cgroup + 10, 1);
+        }
+        assert!(inheritance.removed.len() <= MAX_REMOVED);
+        for _ in 0..=WATCHED_SWEEPS {
+            inheritance.take(&[]);
+        }
+        assert!(inheritance.removed.is_empty());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn handing_on_keeps_the_total(
+            removals in proptest::collection::vec((2u64..20, 1u64..20), 0..20),
+            rows in proptest::collection::vec((1u64..20, 0u32..3, 0u64..1000), 0..20),
+        ) {
+            let mut inheritance = Inheritance::default();
+            for (cgroup, parent) in removals {
+                inheritance.remove(cgroup, parent);
+            }
+            let rows: Vec<_> = rows.iter().map(|(id, op, nsec)| row(*id, *op, *nsec)).collect();
+            let taken = inheritance.take(&rows);
+            let inherited: u64 = inheritance.carried.values().map(|row| row.nsec).sum();
+            let gone: u64 = rows
+                .iter()
+                .filter(|(key, _)| taken.contains(key))
+                .map(|(_, row)| row.nsec)
+                .sum();
+            proptest::prop_assert_eq!(inherited, gone);
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::unix::fs::FileExt;
 
 use aya::Ebpf;
 use aya::maps::{Array, CgroupArray, HashMap as HashTable, MapData};
@@ -15,13 +15,12 @@ use super::feature::Feature;
 use super::load::{Loaded, Plain, data};
 use super::plan::Plan;
 use super::sys::MappedArray;
+use super::tree::{MAX_DEPTH, children, id};
 use crate::snapshot::PerCpuTime;
 use crate::units::Nsec;
 
 /// Bytes of one CPU's entry in the answer.
 const ENTRY: usize = 40;
-/// Deeper trees of cgroups are not followed below this.
-const MAX_DEPTH: u32 = 64;
 
 /// What the counters of one CPU hold, before scaling. Nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -243,11 +242,7 @@ impl CpuReader {
         let Some(carried) = &self.carried else {
             return Ok(());
         };
-        let cgroup = directory
-            .try_clone_to_owned()
-            .and_then(|fd| File::from(fd).metadata())
-            .map_err(BpfError::system("reading a cgroup's id"))?
-            .ino();
+        let cgroup = id(directory).map_err(BpfError::system("reading a cgroup's id"))?;
         for (sum, cpu) in sums.iter_mut().zip(0..) {
             let key = CarriedKey {
                 cgroup,
@@ -272,24 +267,6 @@ fn on_demand<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a RawTracePoint
     ebpf.program(name)
         .and_then(|program| program.try_into().ok())
         .ok_or(BpfError::Off(Feature::CgroupCpu))
-}
-
-/// Child directories, opened for reading.
-fn children(directory: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
-    let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_DIRECTORY;
-    let mode = nix::sys::stat::Mode::empty();
-    let mut listing = nix::dir::Dir::openat(directory, ".", flags, mode)?;
-    let mut found = Vec::new();
-    for entry in listing.iter() {
-        let entry = entry?;
-        let name = entry.file_name();
-        let is_child = entry.file_type() == Some(nix::dir::Type::Directory)
-            && !matches!(name.to_bytes(), b"." | b"..");
-        if is_child && let Ok(child) = nix::fcntl::openat(directory, name, flags, mode) {
-            found.push(child);
-        }
-    }
-    Ok(found)
 }
 
 /// Brings the kernel's sums of the subtree up to date; reading `cpu.stat` does that.

@@ -166,6 +166,34 @@ fn load_one(ebpf: &mut Ebpf, wanted: &Program, btf: &Btf) -> Result<(), ProgramE
     }
 }
 
+/// What one loaded program costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramCost {
+    /// Its name in the object.
+    pub name: String,
+    /// Instructions the verifier went through (kernel 5.16+).
+    pub verified: Option<u32>,
+    /// Bytes of machine code; 0 without the JIT compiler.
+    pub jited: u32,
+}
+
+/// The loaded programs, by name.
+pub(super) fn costs(ebpf: &Ebpf) -> Vec<ProgramCost> {
+    let mut costs: Vec<_> = ebpf
+        .programs()
+        .filter_map(|(name, program)| {
+            let info = program.info().ok()?;
+            Some(ProgramCost {
+                name: name.to_owned(),
+                verified: info.verified_instruction_count(),
+                jited: info.size_jitted(),
+            })
+        })
+        .collect();
+    costs.sort_by(|a, b| a.name.cmp(&b.name));
+    costs
+}
+
 /// An error with its causes, and of a verifier log only the end.
 fn describe(error: &dyn std::error::Error) -> String {
     const LOG_TAIL: usize = 600;

@@ -23,6 +23,7 @@ pub mod rollup;
 mod sampler;
 mod sys;
 mod tasks;
+mod tree;
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -30,12 +31,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 
 use aya::Ebpf;
 use aya::maps::{Array, MapData};
+use lxcfs_common::bpf::LossCounter;
 
-pub use block::{BlockOp, BlockRow};
+pub use block::DeviceTimes;
 pub use containers::ContainerInit;
 pub use error::BpfError;
 pub use events::{CgroupEvent, EventCgroup, EventStream};
 pub use feature::{Feature, FeatureState};
+pub use load::ProgramCost;
 pub use rollup::{CgroupId, LastPid, TaskCounts};
 pub use sampler::{CgroupLoadState, EventHandler, Sampler};
 pub use tasks::TaskSample;
@@ -67,7 +70,8 @@ pub struct Collector {
     v1_controller: Option<&'static str>,
     /// Its number in `/proc/cgroups`.
     v1_hierarchy: Option<u32>,
-    block_on_v1: bool,
+    /// Number of the io controller's hierarchy; 0 is v2.
+    block_hierarchy: u32,
 }
 
 /// What is running; all `None` when nothing is.
@@ -78,6 +82,7 @@ struct Inner {
     cpu: Option<Mutex<cpu::CpuReader>>,
     events: Mutex<Option<EventStream>>,
     block: Option<Mutex<block::BlockTable>>,
+    losses: Option<Array<MapData, u64>>,
     /// Programs and the maps nobody took; last, so that the readers go first.
     ebpf: Option<Ebpf>,
 }
@@ -127,7 +132,7 @@ impl Collector {
             inner: Inner::default(),
             v1_controller: plan.v1_controller,
             v1_hierarchy: plan.v1_controller.and_then(probe::v1_hierarchy),
-            block_on_v1: plan.block_on_v1,
+            block_hierarchy: probe::v1_hierarchy("blkio").unwrap_or(0),
         };
         let states = if let Some(states) = load::nothing_to_load(&plan) {
             states
@@ -156,15 +161,13 @@ impl Collector {
     /// Distributes the loaded object over the readers; one that cannot start turns its
     /// feature off.
     fn take(&mut self, mut loaded: load::Loaded, plan: &plan::Plan) -> Vec<FeatureState> {
-        let losses: Option<Array<MapData, u64>> = loaded
+        self.inner.losses = loaded
             .map("LOSSES")
             .and_then(|map| Array::try_from(map).ok());
         let mut failed = Vec::new();
-        if loaded.has(Feature::TaskCounts)
-            && let Some(losses) = losses
-        {
+        if loaded.has(Feature::TaskCounts) {
             let v1 = self.v1_controller.is_some();
-            match tasks::TaskWalk::new(&mut loaded, losses, v1) {
+            match tasks::TaskWalk::new(&mut loaded, v1) {
                 Ok(walk) => self.inner.tasks = Some(Mutex::new(walk)),
                 Err(error) => failed.push((Feature::TaskCounts, error)),
             }
@@ -232,12 +235,6 @@ impl Collector {
         }
     }
 
-    /// Whether [`BlockRow::cgroup`] is an id of the v1 blkio hierarchy rather than of v2.
-    #[must_use]
-    pub const fn block_on_v1(&self) -> bool {
-        self.block_on_v1
-    }
-
     /// Counts the tasks of all cgroups: about 0.3 µs per thread of the machine.
     ///
     /// Source: `iter/task`.
@@ -250,7 +247,11 @@ impl Collector {
             .tasks
             .as_ref()
             .ok_or(BpfError::Off(Feature::TaskCounts))?;
-        lock(walk).sample()
+        let mut sample = lock(walk).sample()?;
+        if let Some(losses) = &self.inner.losses {
+            sample.lost_tasks = losses.get(&(LossCounter::Tasks as u32), 0).unwrap_or(0);
+        }
+        Ok(sample)
     }
 
     /// CPU time on each possible CPU of a v2 cgroup with everything below it, removed
@@ -331,30 +332,72 @@ impl Collector {
         lock(&self.inner.events).take()
     }
 
-    /// Counters of block requests, one row per cgroup, disk and direction.
+    /// Merges and times per disk of a cgroup with everything below it, removed children
+    /// included, since the collector started. `directory` is the cgroup's directory on the
+    /// hierarchy of the io (v1: blkio) controller. `in_flight` and `io_time` stay 0.
+    ///
+    /// Source: `block_rq_complete`, `block_bio_backmerge`, `block_bio_frontmerge`.
     ///
     /// # Errors
     /// [`BpfError::Off`], or a failed system call.
-    pub fn block_counters(&self) -> Result<Vec<BlockRow>, BpfError> {
-        let table = self
-            .inner
-            .block
-            .as_ref()
-            .ok_or(BpfError::Off(Feature::BlockTimes))?;
-        lock(table).read()
+    pub fn block_times(&self, directory: BorrowedFd<'_>) -> Result<DeviceTimes, BpfError> {
+        let table = self.block_table()?;
+        let cgroups = tree::ids(directory).map_err(BpfError::system("listing child cgroups"))?;
+        lock(table).times(&cgroups)
     }
 
-    /// Forgets the block counters of cgroups that are gone. Returns how many rows went.
-    ///
-    /// # Errors
-    /// [`BpfError::Off`], or a failed system call.
-    pub fn forget_block_counters(&self, gone: &dyn Fn(u64) -> bool) -> Result<usize, BpfError> {
-        let table = self
-            .inner
-            .block
+    fn block_table(&self) -> Result<&Mutex<block::BlockTable>, BpfError> {
+        let off = BpfError::Off(Feature::BlockTimes);
+        self.inner.block.as_ref().ok_or(off)
+    }
+
+    /// Tells of a removed cgroup, so that its block counters go to its parent.
+    fn note_removed(&self, cgroup: &EventCgroup) {
+        if cgroup.hierarchy == self.block_hierarchy
+            && let Ok(table) = self.block_table()
+        {
+            lock(table).removed(cgroup.id, cgroup.parent);
+        }
+    }
+
+    /// Hands block counters of removed cgroups on.
+    fn sweep_block(&self) -> Result<(), BpfError> {
+        match self.block_table() {
+            Ok(table) => lock(table).sweep(),
+            // Off is no failure: then there is nothing to hand on.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// What could not be recorded since the start, because a table or the ring was full, by
+    /// the name used in metrics.
+    #[must_use]
+    pub fn losses(&self) -> Vec<(&'static str, u64)> {
+        let Some(losses) = &self.inner.losses else {
+            return Vec::new();
+        };
+        let of = |what: LossCounter| losses.get(&(what as u32), 0).unwrap_or(0);
+        let handed_on = self.block_table().map_or(0, |table| lock(table).lost());
+        vec![
+            ("tasks", of(LossCounter::Tasks)),
+            ("deep_cgroups", of(LossCounter::Depth)),
+            ("removed_cgroup_times", of(LossCounter::Carried)),
+            ("events", of(LossCounter::Events)),
+            (
+                "block_requests",
+                of(LossCounter::Block).saturating_add(handed_on),
+            ),
+        ]
+    }
+
+    /// What each loaded program costs the kernel.
+    #[must_use]
+    pub fn programs(&self) -> Vec<ProgramCost> {
+        self.inner
+            .ebpf
             .as_ref()
-            .ok_or(BpfError::Off(Feature::BlockTimes))?;
-        lock(table).forget(gone)
+            .map(load::costs)
+            .unwrap_or_default()
     }
 }
 

@@ -38,7 +38,6 @@ pub struct V1Controllers {
     pub cpuacct: bool,
     pub memory: bool,
     pub pids: bool,
-    pub blkio: bool,
 }
 
 /// How a program is loaded and started.
@@ -86,8 +85,6 @@ pub struct Plan {
     pub bstat_nice: Option<u32>,
     /// The v1 controller whose hierarchy is counted besides v2.
     pub v1_controller: Option<&'static str>,
-    /// The blkio controller is on v1, so block counters have v1 ids of its hierarchy.
-    pub block_on_v1: bool,
     /// One per [`Feature`], in the order of [`Feature::ALL`].
     pub decisions: Vec<(Feature, Decision)>,
 }
@@ -126,7 +123,6 @@ pub fn plan(facts: &Facts) -> Plan {
                 layout: KernelLayout::UNKNOWN,
                 bstat_nice: None,
                 v1_controller: None,
-                block_on_v1: facts.v1.blkio,
                 decisions: Feature::ALL.map(|feature| (feature, off.clone())).into(),
             };
         }
@@ -152,7 +148,6 @@ pub fn plan(facts: &Facts) -> Plan {
     Plan {
         bstat_nice: types.bstat_nice,
         v1_controller: v1.map(|(name, _)| name),
-        block_on_v1: facts.v1.blkio,
         decisions: Feature::ALL
             .map(|feature| (feature, context.decide(feature)))
             .into(),

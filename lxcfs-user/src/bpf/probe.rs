@@ -97,7 +97,6 @@ fn v1_controllers(cgroups: &str) -> V1Controllers {
         cpuacct: on_v1("cpuacct"),
         memory: on_v1("memory"),
         pids: on_v1("pids"),
-        blkio: on_v1("blkio"),
     }
 }
 

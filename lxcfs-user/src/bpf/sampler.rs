@@ -185,6 +185,9 @@ impl Shared {
                 }
             }
             self.collector.release_cgroup();
+            if let Err(error) = self.collector.sweep_block() {
+                tracing::warn!(%error, "block counters of removed cgroups stay where they are");
+            }
             let now_online = online_cpus();
             if now_online != online {
                 // Off is no failure: then nothing reads per-CPU times.
@@ -245,9 +248,11 @@ impl Shared {
     }
 
     fn note(&self, event: &CgroupEvent) {
-        if let CgroupEvent::Removed { cgroup } = event
-            && let Some(id) = self.collector.counted_id(cgroup)
-        {
+        let CgroupEvent::Removed { cgroup } = event else {
+            return;
+        };
+        self.collector.note_removed(cgroup);
+        if let Some(id) = self.collector.counted_id(cgroup) {
             write_lock(&self.loads).forget(id);
         }
     }

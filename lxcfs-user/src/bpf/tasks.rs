@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{Array, HashMap as HashTable, Map, MapData};
-use lxcfs_common::bpf::{CgroupLoad, LossCounter};
+use lxcfs_common::bpf::CgroupLoad;
 
 use super::error::BpfError;
 use super::load::{Loaded, Plain, data};
@@ -102,7 +102,6 @@ const MAX_CGROUPS: u32 = 32_768;
 pub(super) struct TaskWalk {
     link: OwnedFd,
     generation: Array<MapData, u64>,
-    losses: Array<MapData, u64>,
     v2: Table,
     v1: Option<Table>,
     number: u64,
@@ -110,11 +109,7 @@ pub(super) struct TaskWalk {
 
 impl TaskWalk {
     /// Takes what it needs out of the loaded object.
-    pub(super) fn new(
-        loaded: &mut Loaded,
-        losses: Array<MapData, u64>,
-        v1: bool,
-    ) -> Result<Self, BpfError> {
+    pub(super) fn new(loaded: &mut Loaded, v1: bool) -> Result<Self, BpfError> {
         let off = || BpfError::Off(super::Feature::TaskCounts);
         let program = loaded
             .program_fd("load_tasks")
@@ -133,7 +128,6 @@ impl TaskWalk {
         Ok(Self {
             link,
             generation,
-            losses,
             v2,
             v1,
             number: 0,
@@ -169,10 +163,7 @@ impl TaskWalk {
         Ok(TaskSample {
             at,
             generation: self.number,
-            lost_tasks: self
-                .losses
-                .get(&(LossCounter::Tasks as u32), 0)
-                .unwrap_or(0),
+            lost_tasks: 0,
             broken_chains,
             subtree,
         })

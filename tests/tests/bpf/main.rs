@@ -4,6 +4,8 @@
 //! lack of either is a failure that says so. No controller needs to be enabled. Runs the
 //! same natively and in the virtual machines of `cargo xtask vm`.
 
+mod block;
 mod containers;
 mod cpu;
+mod programs;
 mod tasks;

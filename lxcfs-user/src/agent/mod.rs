@@ -3,5 +3,7 @@
 //! keep a container from starting.
 
 pub mod attacher;
+pub mod docker;
+pub mod hook;
 pub mod nri;
 pub mod policy;

@@ -76,9 +76,14 @@ impl Attacher {
         &self.mountpoint
     }
 
+    /// Whether there is a live mount to attach from.
+    pub fn is_served(&self) -> bool {
+        Engine::open(&self.mountpoint, self.options.clone()).is_ok()
+    }
+
     /// The entries of `selection` that the daemon serves now; none when it does not answer.
     pub fn served(&self, selection: &Selection) -> Selection {
-        if Engine::open(&self.mountpoint, self.options.clone()).is_err() {
+        if !self.is_served() {
             return Selection::none();
         }
         let entries = selection.entries();
@@ -115,7 +120,10 @@ impl Attacher {
             let wish = match job.decision {
                 Decision::Attach(selection) => Some(selection),
                 Decision::Leave(reason) => {
-                    self.skip(reason);
+                    // A scan sees the same containers again and again.
+                    if method != Method::Scan {
+                        self.skip(reason);
+                    }
                     None
                 }
             };
@@ -157,7 +165,14 @@ impl Attacher {
                     .steps
                     .iter()
                     .any(|step| matches!(step.outcome, Outcome::Failed { .. }));
-            if let Some(method) = method {
+            let acted = container.steps.iter().any(|step| {
+                matches!(
+                    step.outcome,
+                    Outcome::Attached | Outcome::Replaced { .. } | Outcome::Covered
+                )
+            });
+            // A container that has everything already is no news.
+            if let Some(method) = method.filter(|_| acted || failed) {
                 let outcome = if failed { "failed" } else { "ok" };
                 *counts.attached.entry((method, outcome)).or_default() += 1;
             }

@@ -76,6 +76,12 @@ pub enum Command {
     LogLevel(LogLevelArgs),
     /// Tells whether the mount answers; exit status 1 if not
     Probe(ProbeArgs),
+    /// Gives every container that asks for it its own view, from its start on
+    Agent(AgentArgs),
+    /// The same by the runtime's NRI alone
+    Nri(AgentArgs),
+    /// Answers a container runtime's OCI hook: reads the container's state on standard input
+    Hook(HookArgs),
     /// Runs the Kubernetes admission webhook (the program lxcfs-webhook)
     #[command(disable_help_flag = true)]
     Webhook(Passed),
@@ -224,6 +230,96 @@ pub struct ProbeArgs {
     /// Read in this process, with no deadline
     #[arg(long, hide = true)]
     pub read: bool,
+}
+
+/// Whom to serve; shared by `agent`, `nri` and `hook`.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Who is served")]
+pub struct PolicyArgs {
+    /// Every container that does not opt out, not only those that ask
+    #[arg(long)]
+    pub all: bool,
+    /// Every pod of this Kubernetes namespace (repeatable)
+    #[arg(long, value_name = "NAME", action = clap::ArgAction::Append)]
+    pub namespace: Vec<String>,
+    /// No pod of this Kubernetes namespace (repeatable)
+    #[arg(long, value_name = "NAME", action = clap::ArgAction::Append)]
+    pub exclude_namespace: Vec<String>,
+    /// Containers whose cgroup path matches, for instance '/lxc.payload.*' (repeatable)
+    #[arg(long, value_name = "PATTERN", action = clap::ArgAction::Append)]
+    pub cgroup: Vec<String>,
+    /// Files for containers that do not choose: meminfo,cpu or -swaps [default: all]
+    #[arg(
+        long,
+        value_name = "LIST",
+        allow_hyphen_values = true,
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub files: String,
+}
+
+/// `lxcfs agent`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A container asks by the annotation (Docker: label) lxcfs/inject=true and chooses by lxcfs/files. \
+The agent never keeps a container from starting: a runtime waits for it 0.9 s at most.
+
+Examples:
+  lxcfs agent                             containers that ask, by whatever runs here
+  lxcfs agent --all --exclude-namespace kube-system
+  lxcfs agent --cgroup '/lxc.payload.*' --nri off --docker off")]
+pub struct AgentArgs {
+    /// Attach from this mount
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/lxcfs")]
+    pub mount: PathBuf,
+    /// The same mount as the runtime sees it, when that is elsewhere
+    #[arg(long, value_name = "DIR")]
+    pub host_mount: Option<PathBuf>,
+    /// The runtime's NRI socket, or off
+    #[arg(long, value_name = "SOCKET", default_value = "/var/run/nri/nri.sock")]
+    pub nri: PathBuf,
+    /// dockerd's socket, or off
+    #[arg(long, value_name = "SOCKET", default_value = "/var/run/docker.sock")]
+    pub docker: PathBuf,
+    /// Put nothing into container specs: attach everything right before the start
+    #[arg(long)]
+    pub no_spec_mounts: bool,
+    /// Seconds between looks at all processes
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub scan_seconds: u64,
+    /// Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH
+    #[arg(long, value_name = "LISTEN")]
+    pub metrics: Option<Listen>,
+    /// How much to log [default: info]
+    #[arg(long, value_name = "LEVEL", value_parser = named::<LogLevel>())]
+    pub log_level: Option<LogLevel>,
+    /// What a log line looks like [default: human]
+    #[arg(long, value_name = "FORMAT", value_parser = named::<LogFormat>())]
+    pub log_format: Option<LogFormat>,
+    /// Who is served.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+}
+
+/// `lxcfs hook`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+For podman and CRI-O. Always exits with 0: no container fails to start for want of a view.
+
+Example:
+  lxcfs hook --print > /etc/containers/oci/hooks.d/lxcfs.json
+  podman run --annotation lxcfs/inject=true …")]
+pub struct HookArgs {
+    /// Attach from this mount
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/lxcfs")]
+    pub mount: PathBuf,
+    /// Print the file for hooks.d instead; with --all, for every container
+    #[arg(long)]
+    pub print: bool,
+    /// Who is served.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
 }
 
 /// Arguments handed to another program unread.

@@ -1,6 +1,7 @@
 //! The command line: arguments as typed ([`args`]), made into a validated
 //! [`Config`](crate::config::Config), and the commands that are not serving.
 
+mod agent;
 pub mod args;
 mod attach;
 mod doctor;
@@ -73,6 +74,9 @@ fn run(cli: Cli, arguments: &[OsString]) -> Result<ExitCode> {
         Some(Command::Status(args)) => remote::status(&args),
         Some(Command::LogLevel(args)) => remote::log_level(&args),
         Some(Command::Probe(args)) => remote::probe(&args),
+        Some(Command::Agent(args)) => agent::agent(&args, agent::Sources::All),
+        Some(Command::Nri(args)) => agent::agent(&args, agent::Sources::NriOnly),
+        Some(Command::Hook(args)) => agent::hook(&args),
         Some(Command::Webhook(passed)) => sibling::exec("serve", &passed.arguments),
         Some(Command::Manifests(passed)) => sibling::exec("manifests", &passed.arguments),
     }

@@ -235,6 +235,6 @@ proptest! {
         let whole: Vec<u8> = text.as_bytes().chunks(cut)
             .flat_map(|part| lines.push(part).unwrap()).flatten().collect();
         let end = text.rfind('\n').map_or(0, |at| at + 1);
-        prop_assert_eq!(whole, text[..end].as_bytes().to_vec());
+        prop_assert_eq!(whole, text.as_bytes()[..end].to_vec());
     }
 }

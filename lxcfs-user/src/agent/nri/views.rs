@@ -4,9 +4,11 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{Plugin, api};
 use crate::agent::attacher::{Attacher, Job, Method};
+use crate::agent::known::Known;
 use crate::agent::policy::{AgentPolicy, Decision, Subject};
 use crate::attach::{AttachError, Selection, Target};
 
@@ -15,6 +17,8 @@ use crate::attach::{AttachError, Selection, Target};
 pub struct Views {
     /// What attaches.
     pub attacher: Arc<Attacher>,
+    /// What is told here also goes for the scan.
+    pub known: Arc<Known>,
     /// Who is served.
     pub policy: AgentPolicy,
     /// The daemon's mountpoint as the runtime sees it; the agent may see it elsewhere.
@@ -36,6 +40,12 @@ fn subject(pod: &api::PodSandbox, container: &api::Container) -> Subject {
 }
 
 impl Views {
+    fn decide(&self, pod: &api::PodSandbox, container: &api::Container) -> Decision {
+        let decision = self.policy.decide(&subject(pod, container));
+        self.known.remember(&container.id, &decision);
+        decision
+    }
+
     fn target(&self, container: &api::Container) -> Result<Target, AttachError> {
         if container.pid == 0 {
             return self.attacher.find(&container.id);
@@ -106,22 +116,20 @@ impl Plugin for Views {
             .filter(|found| found.state != api::state::STOPPED)
             .filter_map(|container| {
                 let pod = pods.get(container.pod_sandbox_id.as_str());
-                let decision = self
-                    .policy
-                    .decide(&subject(pod.copied().unwrap_or(&none), container));
+                let decision = self.decide(pod.copied().unwrap_or(&none), container);
                 let target = self.target(container).ok()?;
                 Some(Job { target, decision })
             })
             .collect();
         self.carry_out(jobs);
+        self.known.nri.store(true, Ordering::Relaxed);
     }
 
     fn create(&self, pod: &api::PodSandbox, container: &api::Container) -> Vec<api::Mount> {
-        if !self.mounts_in_spec {
-            return Vec::new();
-        }
-        match self.policy.decide(&subject(pod, container)) {
+        let decision = self.decide(pod, container);
+        match decision {
             Decision::Leave(_) => Vec::new(),
+            Decision::Attach(_) if !self.mounts_in_spec => Vec::new(),
             // Only what is there now: a missing source would keep the container from
             // starting. The rest is attached at the start.
             Decision::Attach(files) => {
@@ -132,7 +140,7 @@ impl Plugin for Views {
     }
 
     fn start(&self, pod: &api::PodSandbox, container: &api::Container) {
-        let decision = self.policy.decide(&subject(pod, container));
+        let decision = self.decide(pod, container);
         if let Decision::Leave(reason) = decision {
             return self.attacher.skip(reason);
         }

@@ -16,6 +16,9 @@ _lxcfs() {
             ",$1")
                 cmd="lxcfs"
                 ;;
+            lxcfs,agent)
+                cmd="lxcfs__subcmd__agent"
+                ;;
             lxcfs,attach)
                 cmd="lxcfs__subcmd__attach"
                 ;;
@@ -28,11 +31,17 @@ _lxcfs() {
             lxcfs,heal)
                 cmd="lxcfs__subcmd__heal"
                 ;;
+            lxcfs,hook)
+                cmd="lxcfs__subcmd__hook"
+                ;;
             lxcfs,log-level)
                 cmd="lxcfs__subcmd__log__subcmd__level"
                 ;;
             lxcfs,manifests)
                 cmd="lxcfs__subcmd__manifests"
+                ;;
+            lxcfs,nri)
+                cmd="lxcfs__subcmd__nri"
                 ;;
             lxcfs,probe)
                 cmd="lxcfs__subcmd__probe"
@@ -50,7 +59,7 @@ _lxcfs() {
 
     case "${cmd}" in
         lxcfs)
-            opts="-v -p -u -d -f -l -s -o -h --version --config --runtime-dir --pidfile --nonempty --no-heal --cache-ttl-ms --threads --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --memory-high --no-ebpf --log-level --log-format --metrics --debug --foreground --enable-loadavg --enable-cfs --enable-pidfd --enable-cgroup --enable-psi-poll --help attach detach heal doctor status log-level probe webhook manifests"
+            opts="-v -p -u -d -f -l -s -o -h --version --config --runtime-dir --pidfile --nonempty --no-heal --cache-ttl-ms --threads --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --memory-high --no-ebpf --log-level --log-format --metrics --debug --foreground --enable-loadavg --enable-cfs --enable-pidfd --enable-cgroup --enable-psi-poll --help attach detach heal doctor status log-level probe agent nri hook webhook manifests"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -149,6 +158,68 @@ _lxcfs() {
                     return 0
                     ;;
                 -o)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        lxcfs__subcmd__agent)
+            opts="-h --mount --host-mount --nri --docker --no-spec-mounts --scan-seconds --metrics --log-level --log-format --all --namespace --exclude-namespace --cgroup --files --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --mount)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --host-mount)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --nri)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --docker)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --scan-seconds)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --metrics)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-level)
+                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "human json" -- "${cur}"))
+                    return 0
+                    ;;
+                --namespace)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --exclude-namespace)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cgroup)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --files)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -291,6 +362,40 @@ _lxcfs() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        lxcfs__subcmd__hook)
+            opts="-h --mount --print --all --namespace --exclude-namespace --cgroup --files --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --mount)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --namespace)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --exclude-namespace)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cgroup)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --files)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         lxcfs__subcmd__log__subcmd__level)
             opts="-h --runtime-dir --help error warn info debug trace"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -316,6 +421,68 @@ _lxcfs() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        lxcfs__subcmd__nri)
+            opts="-h --mount --host-mount --nri --docker --no-spec-mounts --scan-seconds --metrics --log-level --log-format --all --namespace --exclude-namespace --cgroup --files --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --mount)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --host-mount)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --nri)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --docker)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --scan-seconds)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --metrics)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-level)
+                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "human json" -- "${cur}"))
+                    return 0
+                    ;;
+                --namespace)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --exclude-namespace)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cgroup)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --files)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

@@ -85,6 +85,9 @@ complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "doctor" -d 'Tells what wor
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "status" -d 'Tells how the running daemon is'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "log-level" -d 'Changes how much the running daemon logs'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "probe" -d 'Tells whether the mount answers; exit status 1 if not'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "agent" -d 'Gives every container that asks for it its own view, from its start on'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "nri" -d 'The same by the runtime\'s NRI alone'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "hook" -d 'Answers a container runtime\'s OCI hook: reads the container\'s state on standard input'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "webhook" -d 'Runs the Kubernetes admission webhook (the program lxcfs-webhook)'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "manifests" -d 'Prints Kubernetes manifests (the program lxcfs-webhook)'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l pid -d 'The container this process runs in (repeatable)' -r
@@ -132,3 +135,51 @@ complete -c lxcfs -n "__fish_lxcfs_using_subcommand log-level" -s h -l help -d '
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand probe" -l deadline-ms -d 'Give up after this long' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand probe" -l read -d 'Read in this process, with no deadline'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand probe" -s h -l help -d 'Print help'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l mount -d 'Attach from this mount' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l host-mount -d 'The same mount as the runtime sees it, when that is elsewhere' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l nri -d 'The runtime\'s NRI socket, or off' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l docker -d 'dockerd\'s socket, or off' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l scan-seconds -d 'Seconds between looks at all processes' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l metrics -d 'Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l log-level -d 'How much to log [default: info]' -r -f -a "error\t'what makes an answer wrong or impossible'
+warn\t'what needs somebody\'s attention'
+info\t'start, stop, features and their state'
+debug\t'every decision'
+trace\t'every request'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l log-format -d 'What a log line looks like [default: human]' -r -f -a "human\t'for people and the journal'
+json\t'one JSON object per line'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l namespace -d 'Every pod of this Kubernetes namespace (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l exclude-namespace -d 'No pod of this Kubernetes namespace (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l cgroup -d 'Containers whose cgroup path matches, for instance \'/lxc.payload.*\' (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l files -d 'Files for containers that do not choose: meminfo,cpu or -swaps [default: all]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l no-spec-mounts -d 'Put nothing into container specs: attach everything right before the start'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l all -d 'Every container that does not opt out, not only those that ask'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l mount -d 'Attach from this mount' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l host-mount -d 'The same mount as the runtime sees it, when that is elsewhere' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l nri -d 'The runtime\'s NRI socket, or off' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l docker -d 'dockerd\'s socket, or off' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l scan-seconds -d 'Seconds between looks at all processes' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l metrics -d 'Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l log-level -d 'How much to log [default: info]' -r -f -a "error\t'what makes an answer wrong or impossible'
+warn\t'what needs somebody\'s attention'
+info\t'start, stop, features and their state'
+debug\t'every decision'
+trace\t'every request'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l log-format -d 'What a log line looks like [default: human]' -r -f -a "human\t'for people and the journal'
+json\t'one JSON object per line'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l namespace -d 'Every pod of this Kubernetes namespace (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l exclude-namespace -d 'No pod of this Kubernetes namespace (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l cgroup -d 'Containers whose cgroup path matches, for instance \'/lxc.payload.*\' (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l files -d 'Files for containers that do not choose: meminfo,cpu or -swaps [default: all]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l no-spec-mounts -d 'Put nothing into container specs: attach everything right before the start'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l all -d 'Every container that does not opt out, not only those that ask'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l mount -d 'Attach from this mount' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l namespace -d 'Every pod of this Kubernetes namespace (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l exclude-namespace -d 'No pod of this Kubernetes namespace (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l cgroup -d 'Containers whose cgroup path matches, for instance \'/lxc.payload.*\' (repeatable)' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l files -d 'Files for containers that do not choose: meminfo,cpu or -swaps [default: all]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l print -d 'Print the file for hooks.d instead; with --all, for every container'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l all -d 'Every container that does not opt out, not only those that ask'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -s h -l help -d 'Print help'

@@ -49,10 +49,13 @@ pub const PEER_SWITCHES: &[(&str, &str)] = &[
     ("sidecar-injector.lxcfs", "/inject"),
 ];
 
+/// Words that switch on, in any case.
+pub const ON: [&str; 6] = ["true", "yes", "y", "on", "1", "enabled"];
+/// Words that switch off, in any case.
+pub const OFF: [&str; 6] = ["false", "no", "n", "off", "0", "disabled"];
+
 /// Reads a switch as people write it; `None` for anything else.
 pub fn parse_switch(value: &str) -> Option<bool> {
-    const ON: [&str; 6] = ["true", "yes", "y", "on", "1", "enabled"];
-    const OFF: [&str; 6] = ["false", "no", "n", "off", "0", "disabled"];
     let value = value.trim();
     let is = |word: &&str| value.eq_ignore_ascii_case(word);
     if ON.iter().any(&is) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::certs::keeper::Names;
+use crate::manifests::Options;
 use crate::mutate::{Config, DEFAULT_MOUNTPOINT, EXCLUDED_NAMESPACES, Mode, Runtime};
 use crate::server::Limits;
 
@@ -24,6 +25,33 @@ pub struct Cli {
 pub enum Command {
     /// Answer the API server's admission reviews of pods
     Webhook(WebhookArgs),
+    /// Print Kubernetes manifests, or write them as kustomize directories and a Helm chart
+    Manifests(ManifestsArgs),
+}
+
+/// Options of `manifests`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:\n  \
+  lxcfs manifests simple | kubectl apply -f -\n  \
+  lxcfs manifests --image registry.example/lxcfs:1 webhook | kubectl apply -f -\n  \
+  lxcfs manifests --write deploy && kubectl apply -k deploy/kubernetes/overlays/webhook")]
+pub struct ManifestsArgs {
+    /// Overlays (simple, least-privilege, webhook, cert-manager, policy) or single parts
+    #[arg(value_name = "NAME", required_unless_present = "write")]
+    pub names: Vec<String>,
+    /// Write everything below this directory instead of printing
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "names")]
+    pub write: Option<PathBuf>,
+    /// Image with lxcfs and lxcfs-webhook
+    #[arg(long)]
+    pub image: Option<String>,
+    /// Namespace of everything that is ours
+    #[arg(long, default_value = EXCLUDED_NAMESPACES[0])]
+    pub namespace: String,
+    /// What the webhook and the policy decide by.
+    #[command(flatten)]
+    pub config: ConfigArgs,
 }
 
 /// Options of `webhook`.
@@ -41,36 +69,9 @@ pub struct WebhookArgs {
     /// Where /livez, /readyz and /metrics are, plain
     #[arg(long, default_value = "0.0.0.0:9444", value_name = "ADDRESS")]
     pub admin_listen: SocketAddr,
-    /// Where lxcfs is mounted on every node
-    #[arg(long, default_value = DEFAULT_MOUNTPOINT, value_name = "PATH")]
-    pub mountpoint: String,
-    /// mount: put volumes into the pod's spec; attach: only write the decision for the agent
-    #[arg(long, value_enum, default_value_t = ModeArg::Mount)]
-    pub mode: ModeArg,
-    /// The nodes' runtime: runc refuses some files in a spec, those are left to the agent
-    #[arg(long, value_enum, default_value_t = RuntimeArg::Runc)]
-    pub runtime: RuntimeArg,
-    /// Files of a pod that names none: a list like meminfo,cpuinfo or a change like -cpu,+node
-    #[arg(
-        long,
-        default_value = "",
-        allow_hyphen_values = true,
-        value_name = "SELECTION"
-    )]
-    pub files: String,
-    /// A namespace that is never touched; may be repeated
-    #[arg(
-        long = "exclude-namespace",
-        default_values = EXCLUDED_NAMESPACES,
-        value_name = "NAMESPACE"
-    )]
-    pub exclude_namespaces: Vec<String>,
-    /// A runtime class that is never touched (a sandbox with its own kernel); may be repeated
-    #[arg(long = "exclude-runtime-class", value_name = "CLASS")]
-    pub exclude_runtime_classes: Vec<String>,
-    /// All nodes run Linux 6.12 or later: pods with `hostUsers: false` can mount lxcfs too
-    #[arg(long)]
-    pub idmapped_mounts: bool,
+    /// What decisions are made by.
+    #[command(flatten)]
+    pub config: ConfigArgs,
     /// Largest review read, in bytes; a larger one is answered "allowed, unchanged"
     #[arg(long, default_value_t = 8 << 20, value_name = "BYTES")]
     pub body_limit: usize,
@@ -107,6 +108,41 @@ pub struct WebhookArgs {
     pub certificate_check_seconds: u64,
 }
 
+/// The cluster's choices, for the webhook and for the manifests alike.
+#[derive(Args, Debug)]
+pub struct ConfigArgs {
+    /// Where lxcfs is mounted on every node
+    #[arg(long, default_value = DEFAULT_MOUNTPOINT, value_name = "PATH")]
+    pub mountpoint: String,
+    /// mount: put volumes into the pod's spec; attach: only write the decision for the agent
+    #[arg(long, value_enum, default_value_t = ModeArg::Mount)]
+    pub mode: ModeArg,
+    /// The nodes' runtime: runc refuses some files in a spec, those are left to the agent
+    #[arg(long, value_enum, default_value_t = RuntimeArg::Runc)]
+    pub runtime: RuntimeArg,
+    /// Files of a pod that names none: a list like meminfo,cpuinfo or a change like -cpu,+node
+    #[arg(
+        long,
+        default_value = "",
+        allow_hyphen_values = true,
+        value_name = "SELECTION"
+    )]
+    pub files: String,
+    /// A namespace that is never touched; may be repeated
+    #[arg(
+        long = "exclude-namespace",
+        default_values = EXCLUDED_NAMESPACES,
+        value_name = "NAMESPACE"
+    )]
+    pub exclude_namespaces: Vec<String>,
+    /// A runtime class that is never touched (a sandbox with its own kernel); may be repeated
+    #[arg(long = "exclude-runtime-class", value_name = "CLASS")]
+    pub exclude_runtime_classes: Vec<String>,
+    /// All nodes run Linux 6.12 or later: pods with `hostUsers: false` can mount lxcfs too
+    #[arg(long)]
+    pub idmapped_mounts: bool,
+}
+
 /// `--mode`
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ModeArg {
@@ -125,7 +161,7 @@ pub enum RuntimeArg {
     Crun,
 }
 
-impl WebhookArgs {
+impl ConfigArgs {
     /// The cluster's choices.
     pub fn config(&self) -> Config {
         Config {
@@ -144,7 +180,27 @@ impl WebhookArgs {
             idmapped_mounts: self.idmapped_mounts,
         }
     }
+}
 
+impl ManifestsArgs {
+    /// What differs between clusters; our own namespace is always excluded.
+    pub fn options(&self) -> Options {
+        let mut config = self.config.config();
+        let excluded = &mut config.excluded_namespaces;
+        if !excluded.contains(&self.namespace) {
+            excluded.retain(|name| name != EXCLUDED_NAMESPACES[0]);
+            excluded.insert(0, self.namespace.clone());
+        }
+        let defaults = Options::default();
+        Options {
+            namespace: self.namespace.clone(),
+            image: self.image.clone().unwrap_or(defaults.image),
+            config,
+        }
+    }
+}
+
+impl WebhookArgs {
     /// Bounds.
     pub fn limits(&self) -> Limits {
         Limits {

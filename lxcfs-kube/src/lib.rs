@@ -6,6 +6,7 @@
 
 pub mod certs;
 pub mod cli;
+pub mod manifests;
 pub mod mutate;
 pub mod review;
 pub mod run;

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         .init();
     let result = match &cli.command {
         Command::Webhook(args) => run::webhook(args),
+        Command::Manifests(args) => run::manifests(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

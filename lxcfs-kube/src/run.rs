@@ -1,6 +1,8 @@
 //! What each command does: wiring, and nothing that could be tested without it.
 
+use std::fs;
 use std::future::Future;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,14 +11,73 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
-use crate::certs::files;
+use crate::certs::files as certificate_files;
 use crate::certs::keeper::Keeper;
 use crate::certs::rotation::Lifetimes;
-use crate::cli::WebhookArgs;
+use crate::cli::{ConfigArgs, ManifestsArgs, WebhookArgs};
+use crate::manifests::{OVERLAYS, Part, files, yaml};
 use crate::server::{State, serve};
 
 /// Serves reviews until SIGTERM or SIGINT.
 pub fn webhook(args: &WebhookArgs) -> anyhow::Result<()> {
+    check(&args.config)?;
+    // One thread: an answer takes well under a millisecond.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    runtime.block_on(run(args))
+}
+
+/// Prints or writes manifests.
+pub fn manifests(args: &ManifestsArgs) -> anyhow::Result<()> {
+    check(&args.config)?;
+    let options = args.options();
+    if let Some(directory) = &args.write {
+        for (path, text) in files::tree(&options)? {
+            let path = directory.join(path);
+            let parent = path.parent().unwrap_or(directory);
+            fs::create_dir_all(parent)
+                .and_then(|()| fs::write(&path, text))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        return Ok(());
+    }
+    let mut parts = Vec::new();
+    for name in &args.names {
+        let overlay = OVERLAYS.iter().find(|overlay| overlay.name == name);
+        match (overlay, Part::named(name)) {
+            // A part and an overlay of the same name: the overlay is the whole of it.
+            (Some(overlay), _) => parts.extend(overlay.parts),
+            (None, Some(part)) => parts.push(part),
+            (None, None) => bail!("nothing is called {name:?}; names are {}", known_names()),
+        }
+    }
+    let mut seen = Vec::new();
+    parts.retain(|part| {
+        !seen.contains(part) && {
+            seen.push(*part);
+            true
+        }
+    });
+    let mut objects = Vec::new();
+    for part in parts {
+        objects.extend(part.objects(&options)?);
+    }
+    std::io::stdout()
+        .write_all(yaml(&objects)?.as_bytes())
+        .context("cannot write to standard output")
+}
+
+fn known_names() -> String {
+    let overlays = OVERLAYS.iter().map(|overlay| overlay.name);
+    let parts = Part::ALL.iter().map(|part| part.name());
+    let mut names: Vec<&str> = overlays.chain(parts).collect();
+    names.dedup();
+    names.join(", ")
+}
+
+fn check(args: &ConfigArgs) -> anyhow::Result<()> {
     if !args.mountpoint.starts_with('/') {
         bail!(
             "--mountpoint {}: must be an absolute path on the nodes",
@@ -29,23 +90,18 @@ pub fn webhook(args: &WebhookArgs) -> anyhow::Result<()> {
     {
         bail!("--files: no file is called {word:?}; see docs/virtual-files.md for the names");
     }
-    // One thread: an answer takes well under a millisecond.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
-    runtime.block_on(run(args))
+    Ok(())
 }
 
 async fn run(args: &WebhookArgs) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     let reviews = listen("--listen", args.listen).await?;
     let admin = listen("--admin-listen", args.admin_listen).await?;
-    let state = Arc::new(State::new(args.config(), args.limits()));
+    let state = Arc::new(State::new(args.config.config(), args.limits()));
     let every = Duration::from_secs(args.certificate_check_seconds);
     match &args.tls_dir {
         Some(directory) => {
-            let follow = files::follow(Arc::clone(&state), directory.clone(), every);
+            let follow = certificate_files::follow(Arc::clone(&state), directory.clone(), every);
             tokio::spawn(follow);
         }
         None => {

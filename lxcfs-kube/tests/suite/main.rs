@@ -5,6 +5,7 @@
 mod api;
 mod common;
 mod generated;
+mod manifests;
 mod mutation;
 mod process;
 mod wire;

@@ -1,0 +1,248 @@
+//! The DaemonSets. One pod per node holds the daemon (a native sidecar, so that it starts
+//! first and ends last) and the agent that gives containers their views.
+//!
+//! No lifecycle hooks and no shell: the daemon clears a dead mount itself, the agent heals
+//! before it says it is ready. Nothing is copied to the host. Pods mount the *parent* of
+//! the mountpoint, because a dead mountpoint could not be mounted again.
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use serde_json::{Value, json};
+
+use super::{ManifestError, Options, labels, meta, pod_labels, selector, typed};
+
+/// Port of the daemon's probes and metrics.
+pub const DAEMON_PORT: u16 = 9100;
+/// Port of the agent's.
+pub const AGENT_PORT: u16 = 9101;
+
+/// What the agent needs to enter containers and mount there; see docs/kubernetes.md.
+const AGENT_CAPABILITIES: [&str; 6] = [
+    "BPF",
+    "DAC_READ_SEARCH",
+    "PERFMON",
+    "SYS_ADMIN",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+];
+
+/// One DaemonSet, everything privileged: works wherever privileged pods are allowed.
+pub fn simple(options: &Options) -> Result<Vec<Value>, ManifestError> {
+    let spec = pod_spec(
+        options,
+        vec![daemon(options)?],
+        vec![agent(options, json!({"privileged": true}))?],
+    )?;
+    let update = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}});
+    Ok(vec![
+        account(options)?,
+        daemon_set(options, "lxcfs-agent", "agent", spec, update)?,
+        network_policy(options, "lxcfs-agent", "agent", &[DAEMON_PORT, AGENT_PORT])?,
+    ])
+}
+
+/// Two DaemonSets: a privileged one that no update restarts by itself, and the agent with
+/// named capabilities, which may be updated at will without touching a mount.
+pub fn least_privilege(options: &Options) -> Result<Vec<Value>, ManifestError> {
+    let on_delete = json!({"type": "OnDelete"});
+    let rolling = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}});
+    let mut daemon = daemon(options)?;
+    // An ordinary container here: it is alone in its pod.
+    if let Some(daemon) = daemon.as_object_mut() {
+        daemon.remove("restartPolicy");
+    }
+    let agent = agent(
+        options,
+        json!({
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"], "add": AGENT_CAPABILITIES},
+            // The default profile forbids mount(2).
+            "appArmorProfile": {"type": "Unconfined"},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }),
+    )?;
+    Ok(vec![
+        account(options)?,
+        daemon_set(
+            options,
+            "lxcfs-daemon",
+            "daemon",
+            pod_spec(options, Vec::new(), vec![daemon])?,
+            on_delete,
+        )?,
+        daemon_set(
+            options,
+            "lxcfs-agent",
+            "agent",
+            pod_spec(options, Vec::new(), vec![agent])?,
+            rolling,
+        )?,
+        network_policy(options, "lxcfs-daemon", "daemon", &[DAEMON_PORT])?,
+        network_policy(options, "lxcfs-agent", "agent", &[AGENT_PORT])?,
+    ])
+}
+
+fn account(options: &Options) -> Result<Value, ManifestError> {
+    // No token: neither daemon nor agent speaks to the API server.
+    typed::<ServiceAccount>(json!({
+        "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": meta(options, "lxcfs-agent", "agent"),
+        "automountServiceAccountToken": false,
+    }))
+}
+
+fn daemon_set(
+    options: &Options,
+    name: &str,
+    component: &str,
+    spec: Value,
+    update: Value,
+) -> Result<Value, ManifestError> {
+    typed::<DaemonSet>(json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet",
+        "metadata": meta(options, name, component),
+        "spec": {
+            "selector": {"matchLabels": selector(component)},
+            "updateStrategy": update,
+            "revisionHistoryLimit": 3,
+            "template": {"metadata": {"labels": pod_labels(component)}, "spec": spec},
+        },
+    }))
+}
+
+fn pod_spec(
+    options: &Options,
+    sidecars: Vec<Value>,
+    containers: Vec<Value>,
+) -> Result<Value, ManifestError> {
+    let mut spec = json!({
+        "serviceAccountName": "lxcfs-agent",
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        // Readers are processes of other pods: their cgroups are found by host pid.
+        "hostPID": true,
+        "priorityClassName": "system-node-critical",
+        "terminationGracePeriodSeconds": 30,
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        // Every node, also one under pressure or not ready yet.
+        "tolerations": [{"operator": "Exists"}],
+        "containers": containers,
+        "volumes": [
+            {"name": "mounts", "hostPath": {"path": options.parent()?, "type": "DirectoryOrCreate"}},
+            {"name": "run", "hostPath": {"path": "/run/lxcfs", "type": "DirectoryOrCreate"}},
+            {"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}},
+            {"name": "nri", "hostPath": {"path": "/var/run/nri", "type": "DirectoryOrCreate"}},
+        ],
+    });
+    if !sidecars.is_empty() {
+        spec["initContainers"] = sidecars.into();
+    }
+    Ok(spec)
+}
+
+/// Serves the mount; holder and workers are its children.
+fn daemon(options: &Options) -> Result<Value, ManifestError> {
+    let mut container = container(
+        options,
+        "daemon",
+        &[
+            "lxcfs",
+            &format!("--metrics=0.0.0.0:{DAEMON_PORT}"),
+            &options.config.mountpoint,
+        ],
+        DAEMON_PORT,
+        ("100m", "64Mi"),
+    );
+    container["restartPolicy"] = "Always".into();
+    // Opening /dev/fuse and propagating a mount to the node are for privileged containers.
+    container["securityContext"] = json!({"privileged": true, "readOnlyRootFilesystem": true});
+    container["volumeMounts"] = json!([
+        {"name": "mounts", "mountPath": options.parent()?, "mountPropagation": "Bidirectional"},
+        {"name": "run", "mountPath": "/run/lxcfs"},
+        {"name": "cgroup", "mountPath": "/sys/fs/cgroup", "readOnly": true},
+    ]);
+    Ok(container)
+}
+
+/// Finds containers and gives them their views.
+fn agent(options: &Options, security: Value) -> Result<Value, ManifestError> {
+    let mut security = security;
+    security["readOnlyRootFilesystem"] = true.into();
+    let mut container = container(
+        options,
+        "agent",
+        &[
+            "lxcfs",
+            "agent",
+            &format!("--mount={}", options.config.mountpoint),
+            &format!("--metrics=0.0.0.0:{AGENT_PORT}"),
+        ],
+        AGENT_PORT,
+        ("50m", "64Mi"),
+    );
+    container["securityContext"] = security;
+    container["volumeMounts"] = json!([
+        {"name": "mounts", "mountPath": options.parent()?, "mountPropagation": "HostToContainer"},
+        {"name": "run", "mountPath": "/run/lxcfs"},
+        {"name": "cgroup", "mountPath": "/sys/fs/cgroup", "readOnly": true},
+        {"name": "nri", "mountPath": "/var/run/nri"},
+    ]);
+    Ok(container)
+}
+
+fn container(
+    options: &Options,
+    name: &str,
+    command: &[&str],
+    port: u16,
+    (cpu, memory): (&str, &str),
+) -> Value {
+    let get = |path: &str| json!({"httpGet": {"path": path, "port": "health"}});
+    let probe = |path: &str, period: u32, failures: u32| {
+        let mut probe = get(path);
+        // Longer than the deadline of the check itself.
+        probe["timeoutSeconds"] = 3.into();
+        probe["periodSeconds"] = period.into();
+        probe["failureThreshold"] = failures.into();
+        probe
+    };
+    json!({
+        "name": name,
+        "image": options.image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": command,
+        "ports": [{"name": "health", "containerPort": port, "protocol": "TCP"}],
+        // Requests equal limits, CPU and memory: Guaranteed, last to be killed.
+        "resources": {
+            "requests": {"cpu": cpu, "memory": memory},
+            "limits": {"cpu": cpu, "memory": memory},
+        },
+        "startupProbe": probe("/readyz", 1, 60),
+        "readinessProbe": probe("/readyz", 10, 3),
+        "livenessProbe": probe("/livez", 10, 6),
+    })
+}
+
+fn network_policy(
+    options: &Options,
+    name: &str,
+    component: &str,
+    ports: &[u16],
+) -> Result<Value, ManifestError> {
+    let ports: Vec<_> = ports
+        .iter()
+        .map(|port| json!({"protocol": "TCP", "port": port}))
+        .collect();
+    // Probes and scrapers in, nothing out.
+    typed::<NetworkPolicy>(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": options.namespace, "labels": labels(component)},
+        "spec": {
+            "podSelector": {"matchLabels": selector(component)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"ports": ports}],
+        },
+    }))
+}

@@ -313,7 +313,9 @@ fn node_meminfo_has_the_kernels_columns() {
         let label = host.split(':').next().unwrap();
         let same = |line: &&str| line.split(':').next() == Some(label);
         if let Some(ours) = text.lines().find(same) {
-            assert_eq!(ours.len(), host.len(), "{host:?} and {ours:?}");
+            // 6.1 prints this one line a column short, 6.12 does not: ours is the present form.
+            let short = label.ends_with("FileHugePages") && ours.len() == host.len() + 1;
+            assert!(short || ours.len() == host.len(), "{host:?} and {ours:?}");
             compared += 1;
         }
     }

@@ -32,8 +32,8 @@ const CONTROLLERS: &[&str] = &[
     "cpu", "cpuacct", "cpuset", "memory", "blkio", "pids", "devices", "freezer",
 ];
 
-/// A cgroup with the same path in every hierarchy. Dropping it kills what runs inside and removes
-/// it; children must be dropped first.
+/// A cgroup with the same path in every hierarchy. Dropping it kills what runs inside and
+/// below and removes it.
 #[derive(Debug)]
 pub struct TestCgroup {
     path: String,
@@ -203,16 +203,7 @@ impl TestCgroup {
 
     /// Processes in this cgroup itself, by any hierarchy.
     pub fn pids(&self) -> Vec<i32> {
-        let mut pids: Vec<i32> = self
-            .dirs()
-            .iter()
-            .filter_map(|directory| fs::read_to_string(directory.join("cgroup.procs")).ok())
-            .flat_map(|list| {
-                list.lines()
-                    .filter_map(|line| line.parse().ok())
-                    .collect::<Vec<_>>()
-            })
-            .collect();
+        let mut pids: Vec<i32> = self.dirs().iter().flat_map(|dir| pids_in(dir)).collect();
         pids.sort_unstable();
         pids.dedup();
         pids
@@ -227,24 +218,16 @@ impl Drop for TestCgroup {
     fn drop(&mut self) {
         let end = Instant::now() + Duration::from_secs(10);
         loop {
-            for pid in self.pids() {
-                // Never ourselves: a test may have moved its own process in.
-                if pid != std::process::id().cast_signed() {
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                } else {
-                    self.evict(pid);
-                }
-            }
             let left: Vec<PathBuf> = self
                 .dirs()
                 .into_iter()
-                .filter(|directory| fs::remove_dir(directory).is_err() && directory.exists())
+                .filter(|dir| !cleared(dir))
                 .collect();
             if left.is_empty() {
                 return;
             }
             if Instant::now() > end {
-                eprintln!("cannot remove {left:?}: processes or children are left");
+                eprintln!("cannot remove {left:?}: something keeps running inside");
                 return;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -252,12 +235,36 @@ impl Drop for TestCgroup {
     }
 }
 
-impl TestCgroup {
-    fn evict(&self, pid: i32) {
-        for hierarchy in &self.hierarchies {
-            let _ = fs::write(hierarchy.mountpoint.join("cgroup.procs"), pid.to_string());
+/// Kills what runs in a cgroup and below it and removes both; returns whether all is gone.
+fn cleared(directory: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return true;
+    };
+    for entry in entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
+    {
+        cleared(&entry.path());
+    }
+    for pid in pids_in(directory) {
+        if pid == std::process::id().cast_signed() {
+            // A test moved its own process in: back to the top.
+            if let Some(top) = directory
+                .ancestors()
+                .find(|above| !above.join("../cgroup.procs").exists())
+            {
+                let _ = fs::write(top.join("cgroup.procs"), pid.to_string());
+            }
+        } else {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
+    fs::remove_dir(directory).is_ok()
+}
+
+fn pids_in(directory: &Path) -> Vec<i32> {
+    let list = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    list.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
 fn controller_of(file: &str) -> &str {

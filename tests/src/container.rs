@@ -1,4 +1,4 @@
-//! Containers to look into: one made of namespaces alone, and one that podman makes.
+//! Containers to look into, made of namespaces alone.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -148,103 +148,6 @@ impl Drop for Container {
     }
 }
 
-/// A container that podman and an OCI runtime make, over this machine's root file system.
-///
-/// No image and no network are needed: `--rootfs` is an overlay of `/`. Dropping it removes it.
-#[derive(Debug)]
-pub struct Podman {
-    name: String,
-}
-
-impl Podman {
-    /// Starts `sleep infinity` under `runtime` (`runc` or `crun`) with more `podman run`
-    /// arguments, such as `--memory=256m` or `-v FILE:/proc/meminfo`.
-    ///
-    /// # Panics
-    /// When podman fails; the message holds its standard error.
-    pub fn start(runtime: &str, arguments: &[&str]) -> Self {
-        crate::require_root();
-        let name = format!("lxcfs-test-{}-{}", std::process::id(), serial());
-        // systemd is not there to ask, and this process may not raise limits above its own.
-        let mut command = podman(runtime);
-        command.args(["run", "--detach", "--rm", "--name", &name, "--network=none"]);
-        command.args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]);
-        command.args(["--security-opt=seccomp=unconfined", "--log-driver=none"]);
-        command
-            .args(arguments)
-            .args(["--rootfs", "/:O", "sleep", "infinity"]);
-        crate::stdout_of(&mut command);
-        Self { name }
-    }
-
-    /// Runs a program inside with `podman exec`.
-    ///
-    /// # Panics
-    /// When podman cannot start.
-    pub fn run(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new("podman");
-        command
-            .args(["exec", &self.name])
-            .args(arguments)
-            .stdin(Stdio::null());
-        command
-            .output()
-            .unwrap_or_else(|error| panic!("cannot start podman: {error}"))
-    }
-
-    /// The standard output of a program run inside.
-    ///
-    /// # Panics
-    /// When it fails.
-    pub fn stdout(&self, arguments: &[&str]) -> String {
-        successful(arguments, &self.run(arguments))
-    }
-
-    /// Its process 1, as the host counts.
-    ///
-    /// # Panics
-    /// When podman does not know.
-    pub fn init_pid(&self) -> u32 {
-        let mut inspect = Command::new("podman");
-        inspect.args(["inspect", "--format", "{{.State.Pid}}", &self.name]);
-        let pid = crate::stdout_of(&mut inspect);
-        pid.trim()
-            .parse()
-            .unwrap_or_else(|error| panic!("{pid:?} is no pid: {error}"))
-    }
-
-    /// The name podman knows it by.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-impl Drop for Podman {
-    fn drop(&mut self) {
-        let mut remove = Command::new("podman");
-        remove
-            .args(["rm", "--force", "--time=0", &self.name])
-            .stdout(Stdio::null());
-        let _ = remove.status();
-    }
-}
-
-fn podman(runtime: &str) -> Command {
-    let mut command = Command::new("podman");
-    command.args([
-        "--runtime",
-        runtime,
-        "--cgroup-manager=cgroupfs",
-        "--storage-driver=vfs",
-    ]);
-    command
-}
-
-fn serial() -> u32 {
-    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-}
-
 fn only_child_of(pid: u32) -> u32 {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let end = Instant::now() + Duration::from_secs(30);
@@ -258,7 +161,7 @@ fn only_child_of(pid: u32) -> u32 {
     panic!("{path} stays empty");
 }
 
-fn successful(arguments: &[&str], output: &Output) -> String {
+pub(crate) fn successful(arguments: &[&str], output: &Output) -> String {
     assert!(
         output.status.success(),
         "{arguments:?} inside: {}\n{}",

@@ -5,6 +5,7 @@ pub mod burner;
 pub mod cgroup;
 pub mod container;
 pub mod mount;
+pub mod podman;
 pub mod scratch;
 pub mod subject;
 
@@ -14,8 +15,9 @@ use std::sync::OnceLock;
 
 pub use burner::Burner;
 pub use cgroup::{Layout, TestCgroup};
-pub use container::{Container, Podman};
+pub use container::Container;
 pub use mount::Lxcfs;
+pub use podman::Podman;
 
 /// The `lxcfs` to test: `LXCFS_BIN` where that is set (virtual machines set it), otherwise the
 /// workspace's own debug build, brought up to date once per test process.

@@ -8,6 +8,7 @@ mod build_ebpf;
 mod check;
 mod command;
 mod peer;
+mod run;
 mod setup;
 mod test;
 mod tidy;
@@ -36,6 +37,7 @@ enum Command {
     Bench(bench::Args),
     BuildEbpf(build_ebpf::Args),
     Check(check::Args),
+    Run(run::Args),
     Setup(setup::Args),
     Test(test::Args),
     Tidy(tidy::Args),
@@ -57,6 +59,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Bench(args) => args.run(),
         Command::BuildEbpf(args) => args.run(),
         Command::Check(args) => args.run(),
+        Command::Run(args) => args.run(),
         Command::Setup(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Tidy(args) => args.run(),

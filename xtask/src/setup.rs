@@ -52,14 +52,14 @@ const BUILD: &[Requirement] = &[
 
 const RUN: &[Requirement] = &[
     needs("procps", "/usr/bin/free"),
+    needs("podman", "/usr/bin/podman"),
+    needs("runc", "/usr/sbin/runc"),
     needs("util-linux", "/usr/bin/unshare"),
     needs("mount", "/usr/bin/mount"),
     needs("busybox-static", "/bin/busybox"),
 ];
 
 const TEST: &[Requirement] = &[
-    needs("podman", "/usr/bin/podman"),
-    needs("runc", "/usr/sbin/runc"),
     needs("uidmap", "/usr/bin/newuidmap"),
     needs("sysstat", "/usr/bin/mpstat"),
     needs("htop", "/usr/bin/htop"),

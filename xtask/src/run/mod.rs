@@ -54,7 +54,10 @@ impl Args {
         let container = Container::start(&self.mount)?;
         daemon.attach(&container.init_pid()?)?;
         println!("\n{}", draw(&ask_both(&container)?));
-        println!("In the container, top -bn1 begins:\n{}\n", container.ask("top -bn1 | head -5")?);
+        println!(
+            "In the container, top -bn1 begins:\n{}\n",
+            container.ask("top -bn1 | head -5")?
+        );
         if !self.once {
             println!("Look around: {}", container.shell());
             println!("Ctrl-C ends the container, lxcfs and its mount.");
@@ -85,13 +88,24 @@ impl Daemon {
         fs::create_dir_all(&runtime)
             .with_context(|| format!("cannot create {}", runtime.display()))?;
         let mut command = Command::new(&binary);
-        command.arg("--runtime-dir").arg(&runtime).arg(mountpoint).stdin(Stdio::null());
+        command
+            .arg("--runtime-dir")
+            .arg(&runtime)
+            .arg(mountpoint)
+            .stdin(Stdio::null());
         // A process group of its own: Ctrl-C is ours to handle, in order.
         command.process_group(0);
-        let child =
-            command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", binary.display()))?;
         let mountpoint = mountpoint.to_owned();
-        let mut daemon = Self { child, binary, mountpoint, runtime, made_mountpoint };
+        let mut daemon = Self {
+            child,
+            binary,
+            mountpoint,
+            runtime,
+            made_mountpoint,
+        };
         daemon.wait_until_served()?;
         Ok(daemon)
     }
@@ -114,7 +128,10 @@ impl Daemon {
     fn attach(&self, pid: &str) -> Result<()> {
         let mut attach = Command::new(&self.binary);
         attach.arg("attach").arg("--runtime-dir").arg(&self.runtime);
-        attach.arg("--mountpoint").arg(&self.mountpoint).args(["--pid", pid]);
+        attach
+            .arg("--mountpoint")
+            .arg(&self.mountpoint)
+            .args(["--pid", pid]);
         run(attach.stdout(Stdio::null())).context("the rest of the files could not be attached")
     }
 
@@ -133,14 +150,20 @@ impl Daemon {
 
     /// Ends it as systemd would and checks that it leaves nothing.
     fn stop(mut self) -> Result<()> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+        kill(
+            Pid::from_raw(self.child.id().cast_signed()),
+            Signal::SIGTERM,
+        )?;
         let status = self.child.wait()?;
         if !status.success() {
             bail!("lxcfs did not end well after SIGTERM: {status}");
         }
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         let own = self.mountpoint.to_string_lossy();
-        if mounts.lines().any(|line| line.split(' ').nth(1) == Some(&*own)) {
+        if mounts
+            .lines()
+            .any(|line| line.split(' ').nth(1) == Some(&*own))
+        {
             bail!("lxcfs left its mount on {own} behind");
         }
         Ok(())
@@ -150,7 +173,10 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
-            let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+            let _ = kill(
+                Pid::from_raw(self.child.id().cast_signed()),
+                Signal::SIGTERM,
+            );
             let _ = self.child.wait();
         }
         let _ = fs::remove_dir_all(&self.runtime);
@@ -165,7 +191,11 @@ fn ask_both(container: &Container) -> Result<Vec<(&'static str, String, String)>
     let mut rows = Vec::new();
     for question in QUESTIONS {
         let host = output(Command::new("sh").args(["-c", question.shell]))?;
-        rows.push((question.tool, host.trim().to_owned(), container.ask(question.shell)?));
+        rows.push((
+            question.tool,
+            host.trim().to_owned(),
+            container.ask(question.shell)?,
+        ));
     }
     Ok(rows)
 }

@@ -16,17 +16,44 @@ pub(crate) const QUESTIONS: &[Question] = &[
     ask("nproc", "nproc"),
     ask("getconf _NPROCESSORS_ONLN", "getconf _NPROCESSORS_ONLN"),
     ask("lscpu, CPU(s)", "lscpu | sed -n 's/^CPU(s): *//p'"),
-    ask("grep -c ^processor /proc/cpuinfo", "grep -c ^processor /proc/cpuinfo"),
-    ask("free -m, total", "free -m | awk '/^Mem:/ { print $2 \" MiB\" }'"),
-    ask("free -m, used", "free -m | awk '/^Mem:/ { print $3 \" MiB\" }'"),
-    ask("free -m, available", "free -m | awk '/^Mem:/ { print $7 \" MiB\" }'"),
-    ask("free -m, swap", "free -m | awk '/^Swap:/ { print $2 \" MiB\" }'"),
+    ask(
+        "grep -c ^processor /proc/cpuinfo",
+        "grep -c ^processor /proc/cpuinfo",
+    ),
+    ask(
+        "free -m, total",
+        "free -m | awk '/^Mem:/ { print $2 \" MiB\" }'",
+    ),
+    ask(
+        "free -m, used",
+        "free -m | awk '/^Mem:/ { print $3 \" MiB\" }'",
+    ),
+    ask(
+        "free -m, available",
+        "free -m | awk '/^Mem:/ { print $7 \" MiB\" }'",
+    ),
+    ask(
+        "free -m, swap",
+        "free -m | awk '/^Swap:/ { print $2 \" MiB\" }'",
+    ),
     ask("uptime -p", "uptime -p"),
     ask("cat /proc/loadavg", "cat /proc/loadavg"),
-    ask("top -bn1, tasks", "top -bn1 | sed -n 's/^Tasks: *\\([0-9]* total, *[0-9]* running\\).*/\\1/p'"),
-    ask("top -bn1, memory", "top -bn1 | sed -n 's/^\\([KMG]iB\\) Mem *: *\\([0-9.]*\\) total.*/\\2 \\1/p'"),
-    ask("vmstat, processes r b", "vmstat | awk 'NR == 3 { print $1, $2 }'"),
-    ask("ps -e, oldest started", "ps -e --no-headers -o lstart --sort=start_time | head -1"),
+    ask(
+        "top -bn1, tasks",
+        "top -bn1 | sed -n 's/^Tasks: *\\([0-9]* total, *[0-9]* running\\).*/\\1/p'",
+    ),
+    ask(
+        "top -bn1, memory",
+        "top -bn1 | sed -n 's/^\\([KMG]iB\\) Mem *: *\\([0-9.]*\\) total.*/\\2 \\1/p'",
+    ),
+    ask(
+        "vmstat, processes r b",
+        "vmstat | awk 'NR == 3 { print $1, $2 }'",
+    ),
+    ask(
+        "ps -e, oldest started",
+        "ps -e --no-headers -o lstart --sort=start_time | head -1",
+    ),
 ];
 
 /// Draws rows of question, host's answer and container's answer.

@@ -72,20 +72,30 @@ pub(crate) fn boots(directory: &Path) -> Result<BTreeMap<Machine, Vec<String>>> 
     Ok(boots)
 }
 
-/// Name and text of each test file, sorted by name.
+/// Name and text of each test executable's file, sorted by name.
 pub(crate) fn test_files(directory: &Path) -> Result<Vec<(String, String)>> {
     let mut files = Vec::new();
     let entries =
         fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "rs") {
+        // cargo's own rule: NAME.rs, or NAME/main.rs with modules beside it.
+        let source = if path.is_dir() {
+            path.join("main.rs")
+        } else {
+            path.clone()
+        };
+        if source
+            .extension()
+            .is_some_and(|extension| extension == "rs")
+            && source.is_file()
+        {
             let name = path
                 .file_stem()
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            files.push((name, fs::read_to_string(&path)?));
+            files.push((name, fs::read_to_string(&source)?));
         }
     }
     files.sort();

@@ -79,9 +79,11 @@ const EFFECTS: &[&str] = &[
 const LONGER: &[(&str, usize)] = &[
     // One table of sixty lines of output, each with its formula.
     ("lxcfs-user/src/view/meminfo.rs", 660),
+    // The states of one process that has no other reason to exist.
+    ("lxcfs-holder/src/supervise/mod.rs", 900),
 ];
 /// Code lines above which a file holds more than one subject, and the same for files of tests.
-const CODE_LINES: usize = 550;
+const CODE_LINES: usize = 600;
 const TEST_LINES: usize = 800;
 
 /// Checks the file at `path`, relative to the top of the repository; returns what is wrong.
@@ -116,8 +118,8 @@ pub(crate) fn check(path: &str, text: &str) -> Vec<String> {
 
 /// Whether the whole file is tests.
 fn is_test(path: &str) -> bool {
-    path.split('/')
-        .any(|part| matches!(part, "tests" | "tests.rs" | "testing.rs" | "benches"))
+    let part = |part: &str| matches!(part, "tests" | "testing.rs" | "benches");
+    path.ends_with("tests.rs") || path.split('/').any(part)
 }
 
 fn sizes(path: &str, text: &str, code: &str, wrong: &mut Vec<String>) {

@@ -241,7 +241,7 @@ fn variables(options: &Options) -> Vec<(&'static str, String)> {
             // Per container the words of its own list; the last list of that name counts.
             "lists",
             format!(
-                "variables.containers.map(c, {{'name': [c.name], 'words': {}}})",
+                "variables.containers.map(c, {{'name': [string(c.name)], 'words': {}}})",
                 words(&format!(
                     "({own_list}.size() == 0 ? 'default' : {own_list}\
                      .map(p, p.substring(p.indexOf('=') + 1))[{own_list}.size() - 1])"
@@ -271,7 +271,7 @@ fn variables(options: &Options) -> Vec<(&'static str, String)> {
         (
             "free",
             format!(
-                "variables.containers.map(c, {{'name': [c.name], \
+                "variables.containers.map(c, {{'name': [string(c.name)], \
                  'present': variables.files.filter(f, {chosen} && {present}).map(f, f.name), \
                  'conflict': variables.files.filter(f, {chosen} && !{present} && ({conflict})).map(f, f.name), \
                  'free': variables.files.filter(f, {chosen} && !{present} && !({conflict})).map(f, f.name)}})"

@@ -94,7 +94,7 @@ fn container(name: &'static str) -> impl Strategy<Value = Value> {
         any::<bool>(),
     )
         .prop_map(move |(mounts, limited)| {
-            let limits = json!({"limits": {"memory": "64Mi", "cpu": "1.5"}});
+            let limits = json!({"limits": {"memory": "64Mi", "cpu": "1500m"}});
             object(vec![
                 ("name", Some(name.into())),
                 ("image", Some("image".into())),
@@ -158,7 +158,7 @@ fn annotations() -> impl Strategy<Value = Value> {
     })
 }
 
-fn any_pod() -> impl Strategy<Value = Value> {
+pub(crate) fn any_pod() -> impl Strategy<Value = Value> {
     (
         field(annotations()),
         field(vec(volume(), 0..4).prop_map(distinct)),

@@ -30,7 +30,7 @@ fn attr(entry: &Entry) -> FileAttr {
     };
     FileAttr {
         ino: INodeNo(entry.ino),
-        size: 0,
+        size: if kind == FileType::Directory { 0 } else { 4096 },
         blocks: 0,
         atime: UNIX_EPOCH,
         mtime: UNIX_EPOCH,
@@ -80,9 +80,13 @@ impl Filesystem for MarkerFs {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if lock_owner.is_none() {
+            eprintln!("page cache read off {offset} size {size}");
+            return reply.error(Errno::EINVAL);
+        }
         let Some(entry) = entry(ino) else {
             return reply.error(Errno::ENOENT);
         };

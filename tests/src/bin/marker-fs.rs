@@ -83,8 +83,10 @@ impl Filesystem for MarkerFs {
         lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        // Only a read(2) has an owner. The other kind fills the page cache for sendfile(2) or
+        // splice(2), which would share one caller's text with all; refused, busybox and
+        // others fall back to read(2). With size 0 they would take the file for empty.
         if lock_owner.is_none() {
-            eprintln!("page cache read off {offset} size {size}");
             return reply.error(Errno::EINVAL);
         }
         let Some(entry) = entry(ino) else {

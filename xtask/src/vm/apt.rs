@@ -10,10 +10,10 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::cache::Cache;
+use super::mirror::{self, Mirror};
 use crate::command::{output, run};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-const MIRROR: &str = "http://deb.debian.org";
 
 /// One suite's private package lists.
 pub(crate) struct Suite {
@@ -32,7 +32,10 @@ impl Suite {
             fs::create_dir_all(suite.state.join(directory))?;
         }
         fs::write(suite.state.join("status"), "")?;
-        fs::write(suite.state.join("sources.list"), sources(name))?;
+        fs::write(
+            suite.state.join("sources.list"),
+            sources(name, &mirror::find()?),
+        )?;
         println!("Fetching the package lists of Debian {name}");
         run(suite.apt("apt-get").args(["update", "-qq"]))
             .with_context(|| format!("cannot read the package lists of Debian {name}"))?;
@@ -110,11 +113,11 @@ impl Suite {
 }
 
 /// The lines of a sources.list; testing and unstable have no security archive.
-fn sources(suite: &str) -> String {
-    let mut lines = format!("deb [signed-by={KEYRING}] {MIRROR}/debian {suite} main\n");
+fn sources(suite: &str, mirror: &Mirror) -> String {
+    let Mirror { debian, security } = mirror;
+    let mut lines = format!("deb [signed-by={KEYRING}] {debian} {suite} main\n");
     if suite != "sid" {
-        lines +=
-            &format!("deb [signed-by={KEYRING}] {MIRROR}/debian-security {suite}-security main\n");
+        lines += &format!("deb [signed-by={KEYRING}] {security} {suite}-security main\n");
     }
     lines
 }
@@ -133,7 +136,7 @@ fn parse_depends(record: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_depends, sources};
+    use super::{Mirror, parse_depends, sources};
 
     #[test]
     fn depends_are_bare_names() {
@@ -150,7 +153,11 @@ mod tests {
     #[test]
     fn every_source_is_signed() {
         for suite in ["bullseye", "sid"] {
-            let sources = sources(suite);
+            let mirror = Mirror {
+                debian: "http://mirror.example/debian".into(),
+                security: "http://mirror.example/debian-security".into(),
+            };
+            let sources = sources(suite, &mirror);
             assert!(
                 sources
                     .lines()

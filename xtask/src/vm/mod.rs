@@ -8,6 +8,7 @@ pub(crate) mod cache;
 mod image;
 mod initramfs;
 mod kernel;
+mod mirror;
 mod payload;
 mod qemu;
 mod root;

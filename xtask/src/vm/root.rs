@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use super::apt::Suite;
 use super::cache::{Cache, fingerprint, remove};
 use super::image;
+use super::mirror;
 use crate::command::{is_root, output, run};
 
 /// The suite of the image. It must be at least as new as the machine that compiles the binaries.
@@ -94,11 +95,12 @@ fn build(cache: &Cache, tree: &Path) -> Result<()> {
             .stderr(log_file.try_clone()?);
         run(command).map_err(|error| error.context(format!("see {}", log.display())))
     };
+    let mirror = mirror::find()?;
     let mut debootstrap = Command::new("debootstrap");
     debootstrap
         .args(["--variant=minbase", "--include=ca-certificates", SUITE])
         .arg(tree);
-    quietly(debootstrap.arg("http://deb.debian.org/debian"))?;
+    quietly(debootstrap.arg(&mirror.debian))?;
     fs::write(
         tree.join("etc/apt/apt.conf.d/00caller"),
         callers_apt_settings()?,
@@ -111,7 +113,8 @@ fn build(cache: &Cache, tree: &Path) -> Result<()> {
     install
         .args(["--mount", "/bin/sh", "-c", RECIPE, "root.sh"])
         .arg(tree)
-        .arg(SUITE);
+        .arg(SUITE)
+        .args([&mirror.debian, &mirror.security]);
     quietly(install.args(PACKAGES))?;
     for (suite, package, place) in ASIDE {
         let suite = Suite::fetch(cache, suite)?;

@@ -1,14 +1,14 @@
-# root.sh ROOT SUITE PACKAGE...: installs packages into a fresh debootstrap. Runs in a mount
+# root.sh ROOT SUITE DEBIAN SECURITY PACKAGE...: installs packages into a fresh debootstrap. Runs in a mount
 # namespace of its own, so that its mounts vanish with it.
 set -eu
-root=$1 suite=$2
-shift 2
+root=$1 suite=$2 debian=$3 security=$4
+shift 4
 mount -t proc proc "$root/proc"
 mount -t devpts devpts "$root/dev/pts"
 mount --bind /etc/resolv.conf "$root/etc/resolv.conf" || cp /etc/resolv.conf "$root/etc/resolv.conf"
 cat >"$root/etc/apt/sources.list" <<END
-deb http://deb.debian.org/debian $suite main
-deb http://deb.debian.org/debian-security $suite-security main
+deb $debian $suite main
+deb $security $suite-security main
 END
 # Nothing may be started while packages are installed.
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"

@@ -12,7 +12,7 @@ mount_v1() {
     local have hierarchy first
     have=$(awk '!/^#/ && $4 == 1 { print $1 }' /proc/cgroups)
     for hierarchy in cpu,cpuacct cpuset memory blkio pids devices freezer \
-        net_cls,net_prio perf_event hugetlb; do
+        net_cls,net_prio perf_event hugetlb rdma misc; do
         first=${hierarchy%%,*}
         grep -qx "$first" <<<"$have" || continue
         mkdir -p "/sys/fs/cgroup/$hierarchy"

@@ -30,6 +30,7 @@ mount -t ext4 "$(drive root)" /root
 mkdir -p /root/payload /root/usr/lib/modules
 mount -t ext4 -o ro "$(drive modules)" /root/usr/lib/modules
 mount -t ext4 -o ro "$(drive payload)" /root/payload
+mount -t ext4 -o ro "$(drive boot)" /root/payload/vm
 mount --move /dev /root/dev
 mount --move /proc /root/proc
 mount --move /sys /root/sys

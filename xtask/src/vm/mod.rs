@@ -173,11 +173,13 @@ pub(crate) fn boot(
     let initramfs = initramfs::fetch(&cache, machine.kernel, &unpacked)?;
     let root = root::fetch(&cache)?;
     let run = qemu::RunDirectory::create(&cache)?;
-    let payload = payload.write(machine, command, run.path())?;
+    let boot = payload::write_boot(machine, command, run.path())?;
+    let payload = payload.image(&cache)?;
     let drives = Drives {
         root,
         modules: unpacked.modules_image,
         payload,
+        boot,
     };
     qemu::run(
         machine,

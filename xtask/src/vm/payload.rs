@@ -1,5 +1,6 @@
 //! What a run brings into the machine: the fresh build, the tests' executables, the command.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,13 +9,17 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::Machine;
+use super::cache::Cache;
 use super::image;
+use super::qemu::RunDirectory;
 use crate::command::{cargo, output, quoted, run};
 
 /// Files to put below `/payload` in the machine, by their path there.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Payload {
     files: BTreeMap<String, PathBuf>,
+    /// The image of `files`, made for the first boot, with the directory that it lives in.
+    image: OnceCell<(RunDirectory, PathBuf)>,
 }
 
 impl Payload {
@@ -52,14 +57,17 @@ impl Payload {
         Ok(())
     }
 
-    /// Writes the payload, the machine's settings and its command as an ext4 image.
-    pub(crate) fn write(
-        &self,
-        machine: &Machine,
-        command: &CommandText,
-        directory: &Path,
-    ) -> Result<PathBuf> {
-        let tree = directory.join("payload");
+    /// An ext4 image of the files, made once and kept as long as this payload.
+    pub(crate) fn image(&self, cache: &Cache) -> Result<PathBuf> {
+        if let Some((_, image)) = self.image.get() {
+            return Ok(image.clone());
+        }
+        let directory = RunDirectory::create(cache)?;
+        let tree = directory.path().join("payload");
+        // `vm` is where each boot's own drive goes.
+        for place in ["bin", "vm"] {
+            fs::create_dir_all(tree.join(place))?;
+        }
         for (name, file) in &self.files {
             let target = tree.join(name);
             fs::create_dir_all(target.parent().unwrap_or(&tree))?;
@@ -76,21 +84,32 @@ impl Payload {
                     .with_context(|| format!("cannot copy {}", file.display()))?;
             }
         }
-        let vm = tree.join("vm");
-        fs::create_dir_all(&vm)?;
-        fs::create_dir_all(tree.join("bin"))?;
-        fs::write(vm.join("guest.sh"), include_str!("guest.sh"))?;
-        fs::write(
-            vm.join("lxcfs-vm.service"),
-            include_str!("lxcfs-vm.service"),
-        )?;
-        fs::write(vm.join("command"), format!("{}\n", command.0))?;
-        fs::write(vm.join("settings"), settings(machine, command))?;
-        let image = directory.join("payload.img");
+        let image = directory.path().join("payload.img");
         image::make_ext4(&tree, &image, 0)?;
         fs::remove_dir_all(&tree)?;
-        Ok(image)
+        let (_, image) = self.image.get_or_init(|| (directory, image));
+        Ok(image.clone())
     }
+}
+
+/// Writes what one boot brings, its settings and its command, as an ext4 image.
+pub(crate) fn write_boot(
+    machine: &Machine,
+    command: &CommandText,
+    directory: &Path,
+) -> Result<PathBuf> {
+    let tree = directory.join("vm");
+    fs::create_dir_all(&tree)?;
+    fs::write(tree.join("guest.sh"), include_str!("guest.sh"))?;
+    fs::write(
+        tree.join("lxcfs-vm.service"),
+        include_str!("lxcfs-vm.service"),
+    )?;
+    fs::write(tree.join("command"), format!("{}\n", command.0))?;
+    fs::write(tree.join("settings"), settings(machine, command))?;
+    let image = directory.join("boot.img");
+    image::make_ext4(&tree, &image, 0)?;
+    Ok(image)
 }
 
 /// Shell text to run inside; empty for an interactive shell on the console.

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -42,6 +43,7 @@ pub(crate) struct Drives {
     pub(crate) root: PathBuf,
     pub(crate) modules: PathBuf,
     pub(crate) payload: PathBuf,
+    pub(crate) boot: PathBuf,
 }
 
 /// Files of one run; removed at its end, or by the next run when this process was killed.
@@ -53,12 +55,19 @@ impl RunDirectory {
         fs::create_dir_all(&runs)?;
         for entry in fs::read_dir(&runs)? {
             let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_owned();
-            if !Path::new("/proc").join(name).exists() {
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            let pid = name.split('-').next().unwrap_or_default();
+            if !Path::new("/proc").join(pid).exists() {
                 remove(&path)?;
             }
         }
-        let run = Self(runs.join(std::process::id().to_string()));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let run = Self(runs.join(format!("{}-{number}", std::process::id())));
         remove(&run.0)?;
         fs::create_dir(&run.0).with_context(|| format!("cannot create {}", run.0.display()))?;
         Ok(run)
@@ -126,6 +135,7 @@ pub(crate) fn run(
     drive(&mut qemu, "root", &drives.root, "snapshot=on");
     drive(&mut qemu, "modules", &drives.modules, "readonly=on");
     drive(&mut qemu, "payload", &drives.payload, "readonly=on");
+    drive(&mut qemu, "boot", &drives.boot, "readonly=on");
     if machine.swap > 0 {
         let swap = run.path().join("swap");
         File::create(&swap)?.set_len(u64::from(machine.swap) << 20)?;

@@ -7,6 +7,8 @@ mod bench;
 mod build_ebpf;
 mod check;
 mod command;
+mod dist;
+mod image;
 mod peer;
 mod run;
 mod setup;
@@ -37,6 +39,8 @@ enum Command {
     Bench(bench::Args),
     BuildEbpf(build_ebpf::Args),
     Check(check::Args),
+    Dist(dist::Args),
+    Image(image::Args),
     Run(run::Args),
     Setup(setup::Args),
     Test(test::Args),
@@ -59,6 +63,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Bench(args) => args.run(),
         Command::BuildEbpf(args) => args.run(),
         Command::Check(args) => args.run(),
+        Command::Dist(args) => args.run(),
+        Command::Image(args) => args.run(),
         Command::Run(args) => args.run(),
         Command::Setup(args) => args.run(),
         Command::Test(args) => args.run(),

@@ -18,16 +18,34 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// One suite's private package lists.
 pub(crate) struct Suite {
     name: &'static str,
+    architecture: &'static str,
     state: PathBuf,
 }
 
 impl Suite {
     /// Fetches the lists of `name` (and of its security archive) into the cache.
     pub(crate) fn fetch(cache: &Cache, name: &'static str) -> Result<Self> {
-        let suite = Self {
+        Self {
             name,
+            architecture: "amd64",
             state: cache.path(&format!("apt/{name}")),
-        };
+        }
+        .update()
+    }
+
+    /// The same for packages of arm64.
+    pub(crate) fn fetch_arm64(cache: &Cache, name: &'static str) -> Result<Self> {
+        Self {
+            name,
+            architecture: "arm64",
+            state: cache.path(&format!("apt/{name}-arm64")),
+        }
+        .update()
+    }
+
+    fn update(self) -> Result<Self> {
+        let name = self.name;
+        let suite = self;
         for directory in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(suite.state.join(directory))?;
         }
@@ -99,7 +117,8 @@ impl Suite {
         option("Dir::State::Lists", &below("lists"));
         option("Dir::State::status", &below("status"));
         option("Dir::Cache", &below("cache"));
-        option("APT::Architecture", "amd64");
+        option("APT::Architecture", self.architecture);
+        option("APT::Architectures", self.architecture);
         // The cache usually sits below a home directory that the user _apt cannot enter.
         option("APT::Sandbox::User", "root");
         option("Acquire::Retries", "5");

@@ -21,7 +21,8 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
 use crate::setup::{self, Purpose};
-use cache::Cache;
+pub(crate) use apt::Suite;
+pub(crate) use cache::Cache;
 pub(crate) use kernel::Kernel;
 pub(crate) use payload::{CommandText, Payload};
 use qemu::Drives;

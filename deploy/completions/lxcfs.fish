@@ -139,7 +139,7 @@ complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l mount -d 'Attach f
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l host-mount -d 'The same mount as the runtime sees it, when that is elsewhere' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l nri -d 'The runtime\'s NRI socket, or off' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l docker -d 'dockerd\'s socket, or off' -r -F
-complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l scan-seconds -d 'Seconds between looks at all processes' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l scan-seconds -d 'Seconds between looks at all processes; 0 to rely on the runtimes\' word alone' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l metrics -d 'Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l log-level -d 'How much to log [default: info]' -r -f -a "error\t'what makes an answer wrong or impossible'
 warn\t'what needs somebody\'s attention'
@@ -159,7 +159,7 @@ complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l mount -d 'Attach fro
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l host-mount -d 'The same mount as the runtime sees it, when that is elsewhere' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l nri -d 'The runtime\'s NRI socket, or off' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l docker -d 'dockerd\'s socket, or off' -r -F
-complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l scan-seconds -d 'Seconds between looks at all processes' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l scan-seconds -d 'Seconds between looks at all processes; 0 to rely on the runtimes\' word alone' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l metrics -d 'Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l log-level -d 'How much to log [default: info]' -r -f -a "error\t'what makes an answer wrong or impossible'
 warn\t'what needs somebody\'s attention'

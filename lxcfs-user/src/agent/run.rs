@@ -33,8 +33,8 @@ pub struct AgentOptions {
     pub docker: Option<PathBuf>,
     /// Whether NRI adds mounts to specs, or everything is attached at the start.
     pub mounts_in_spec: bool,
-    /// Time between scans.
-    pub scan_interval: Duration,
+    /// Time between scans; `None` to rely on the runtimes' word alone.
+    pub scan_interval: Option<Duration>,
     /// Time between attempts to reach a runtime.
     pub reconnect: Duration,
     /// Limits of attaching.
@@ -50,7 +50,7 @@ impl Default for AgentOptions {
             nri: Some("/var/run/nri/nri.sock".into()),
             docker: Some("/var/run/docker.sock".into()),
             mounts_in_spec: true,
-            scan_interval: Duration::from_secs(10),
+            scan_interval: Some(Duration::from_secs(10)),
             reconnect: Duration::from_secs(2),
             // Opening the mount and attaching each take at most this: together they stay
             // below the bound a runtime is kept waiting.
@@ -138,7 +138,9 @@ impl Agent {
         if agent.shared.options.docker.is_some() {
             agent.spawn("lxcfs-docker", follow_docker)?;
         }
-        agent.spawn("lxcfs-scan", scan)?;
+        if agent.shared.options.scan_interval.is_some() {
+            agent.spawn("lxcfs-scan", scan)?;
+        }
         Ok(agent)
     }
 
@@ -157,7 +159,12 @@ impl Agent {
     /// Whether every container that existed has been looked at once, with the daemon there.
     pub fn is_ready(&self) -> impl Fn() -> bool + Send + Sync + 'static {
         let shared = Arc::clone(&self.shared);
-        move || shared.healed_once.load(Ordering::Relaxed)
+        move || {
+            let told = &shared.known;
+            let listening = told.nri.load(Ordering::Relaxed) || told.docker.load(Ordering::Relaxed);
+            shared.healed_once.load(Ordering::Relaxed)
+                || (shared.options.scan_interval.is_none() && listening)
+        }
     }
 
     /// Whether the runtime's NRI is connected.
@@ -304,6 +311,9 @@ fn carry_out(shared: &Shared, jobs: Vec<Job>, method: Method) -> Option<Report> 
 }
 
 fn scan(shared: &Shared) {
+    let Some(usual) = shared.options.scan_interval else {
+        return;
+    };
     loop {
         match scan_once(shared) {
             Ok(served) => {
@@ -316,9 +326,9 @@ fn scan(shared: &Shared) {
         // Until the daemon is there, look often: containers are waiting.
         let ready = shared.healed_once.load(Ordering::Relaxed);
         let interval = if ready {
-            shared.options.scan_interval
+            usual
         } else {
-            shared.options.scan_interval.min(Duration::from_secs(1))
+            usual.min(Duration::from_secs(1))
         };
         if !shared.stop.wait(interval) {
             return;

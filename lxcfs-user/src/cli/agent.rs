@@ -54,7 +54,7 @@ fn options(args: &AgentArgs, sources: Sources) -> Result<AgentOptions> {
         nri: socket(&args.nri),
         docker,
         mounts_in_spec: !args.no_spec_mounts,
-        scan_interval: Duration::from_secs(args.scan_seconds),
+        scan_interval: (args.scan_seconds > 0).then(|| Duration::from_secs(args.scan_seconds)),
         ..AgentOptions::default()
     })
 }

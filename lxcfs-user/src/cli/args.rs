@@ -285,8 +285,8 @@ pub struct AgentArgs {
     /// Put nothing into container specs: attach everything right before the start
     #[arg(long)]
     pub no_spec_mounts: bool,
-    /// Seconds between looks at all processes
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    /// Seconds between looks at all processes; 0 to rely on the runtimes' word alone
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub scan_seconds: u64,
     /// Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH
     #[arg(long, value_name = "LISTEN")]

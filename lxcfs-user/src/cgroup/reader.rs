@@ -177,27 +177,38 @@ impl Dir {
         self.used
             .store(self.budget.epoch.load(Ordering::Relaxed), Ordering::Relaxed);
         let mut files = self.lock();
-        let found = files.iter().position(|(known, _)| *known == name);
-        match found.map(|at| &files[at].1) {
+        let found = files.iter().find(|(known, _)| *known == name);
+        match found.map(|(_, slot)| slot) {
             Some(Slot::Open(file)) => return Ok(Some(file.clone())),
             Some(Slot::Absent(since)) if since.elapsed() < ABSENT_FOR => return Ok(None),
             _ => {}
         }
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let slot = match openat(&self.fd, name, flags, Mode::empty()) {
+        let opened = openat(&self.fd, name, flags, Mode::empty());
+        let slot = match opened {
             Ok(fd) => {
                 self.budget.open.fetch_add(1, Ordering::Relaxed);
                 Slot::Open(Arc::new(File::from(fd)))
             }
-            Err(nix::Error::ENOENT) => Slot::Absent(Instant::now()),
+            Err(nix::Error::ENOENT) => {
+                drop(files);
+                // A removed cgroup has no files either; nobody must inherit from above then.
+                if name != self.alive_file() && !self.is_alive() {
+                    return Err(ReadError::Gone {
+                        path: self.path.to_string(),
+                    });
+                }
+                files = self.lock();
+                Slot::Absent(Instant::now())
+            }
             Err(error) => return Err(self.error(name, error.into())),
         };
         let opened = match &slot {
             Slot::Open(file) => Some(file.clone()),
             Slot::Absent(_) => None,
         };
-        match found {
-            Some(at) => files[at].1 = slot,
+        match files.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, known)) => *known = slot,
             None => files.push((name, slot)),
         }
         Ok(opened)

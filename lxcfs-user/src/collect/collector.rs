@@ -185,6 +185,12 @@ impl Collector {
         if inputs.has(Inputs::AGE) {
             snapshot.age = Some(self.age(container, caller.timens_offset));
         }
+        // What was gathered of a cgroup that went meanwhile may be half of it.
+        if !container.is_alive() {
+            return Err(AnswerError::Gone {
+                path: container.path().to_owned(),
+            });
+        }
         Ok(snapshot)
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lxcfs_common::catalogue::Node;
 
 use crate::container::Container;
+use crate::container::boundary::Rule;
 use crate::container::resolve::{Caller, View};
 use crate::engine::AnswerError;
 use crate::snapshot::{Controller, Inputs, Snapshot};
@@ -82,7 +83,11 @@ impl LiveEngine {
                 Some((*controller, path.to_owned()))
             })
             .collect();
-        let rule = seen.container.rule.to_string();
+        let rule = match whom {
+            Whom::Pid(_) => seen.container.rule,
+            Whom::Cgroup(_) => Rule::Given,
+        }
+        .to_string();
         let container = Some(seen.container.clone());
         if view::shows_host(node, &policy) {
             self.host_text(node, &mut text)?;

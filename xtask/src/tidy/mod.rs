@@ -7,13 +7,14 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
+use lxcfs_common::catalogue::{CATALOGUE, Entry, Kind};
 
 use crate::command::{output, repository};
 use crate::test::plan;
 
-/// Checks import rules, layers, file sizes and test declarations.
+/// Checks import rules, layers, file sizes test declarations and the documented files.
 #[derive(Parser)]
 pub(crate) struct Args {}
 
@@ -65,6 +66,9 @@ fn violations(top: &Path) -> Result<Vec<String>> {
                 .map(|error| format!("{error:#}")),
         );
     }
+    let page = "docs/virtual-files.md";
+    let text = fs::read_to_string(top.join(page)).with_context(|| format!("cannot read {page}"))?;
+    wrong.extend(check_catalogue(page, &text, CATALOGUE));
     Ok(wrong)
 }
 
@@ -96,9 +100,51 @@ fn check_dependencies(path: &str, text: &str) -> Vec<String> {
         .collect()
 }
 
+/// Every file of the catalogue has a section of its own, or is named in its directory's; and
+/// every such section is about something that is served.
+fn check_catalogue(page: &str, text: &str, catalogue: &[Entry]) -> Vec<String> {
+    let sections: Vec<(&str, &str)> = text
+        .split("\n## ")
+        .skip(1)
+        .map(|section| section.split_once('\n').unwrap_or((section, "")))
+        .collect();
+    let documented = |path: &str| {
+        sections
+            .iter()
+            .any(|(heading, body)| match path.strip_prefix(heading) {
+                Some("") => true,
+                Some(below) => {
+                    below.starts_with('/') && body.contains(&format!("`{}`", &below[1..]))
+                }
+                None => false,
+            })
+    };
+    let mut wrong = Vec::new();
+    for entry in catalogue
+        .iter()
+        .filter(|entry| matches!(entry.kind, Kind::File(_)))
+    {
+        let path = format!("/{}", entry.path);
+        if !documented(&path) {
+            wrong.push(format!("{page}: {path} is not documented"));
+        }
+    }
+    for (heading, _) in sections
+        .iter()
+        .filter(|(heading, _)| heading.starts_with('/'))
+    {
+        if !catalogue.iter().any(|entry| entry.path == &heading[1..]) {
+            wrong.push(format!("{page}: {heading} is not in the catalogue"));
+        }
+    }
+    wrong
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{check_dependencies, violations};
+    use lxcfs_common::catalogue::{CATALOGUE, Kind};
+
+    use super::{check_catalogue, check_dependencies, violations};
     use crate::command::repository;
 
     #[test]
@@ -114,5 +160,25 @@ mod tests {
         assert_eq!(check_dependencies("a/Cargo.toml", manifest).len(), 1);
         let common = check_dependencies("lxcfs-common/Cargo.toml", manifest);
         assert_eq!(common.len(), 2, "{common:?}");
+    }
+
+    #[test]
+    fn documentation_and_catalogue_name_the_same_files() {
+        let page = |text: &str| check_catalogue("page", text, CATALOGUE);
+        let all: String = CATALOGUE
+            .iter()
+            .filter(|entry| matches!(entry.kind, Kind::File(_)))
+            .map(|entry| format!("\n## /{}\n", entry.path))
+            .collect();
+        assert!(page(&all).is_empty());
+        let without = all.replace("\n## /proc/uptime\n", "");
+        assert_eq!(page(&without), ["page: /proc/uptime is not documented"]);
+        let by_directory = format!("{without}\n## /proc\n`uptime` is there.");
+        assert!(page(&by_directory).is_empty());
+        let invented = format!("{all}\n## /proc/invented\n");
+        assert_eq!(
+            page(&invented),
+            ["page: /proc/invented is not in the catalogue"]
+        );
     }
 }

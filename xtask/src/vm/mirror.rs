@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::command::output;
+use crate::command::{is_root, output, run};
 
 /// The two archives, as URIs without a trailing slash.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,17 +17,27 @@ pub(crate) struct Mirror {
 
 /// Asks apt.
 pub(crate) fn find() -> Result<Mirror> {
-    let targets = output(Command::new("apt-get").args([
+    if let Some(mirror) = parse(&index_targets()?) {
+        return Ok(mirror);
+    }
+    // A fresh machine or image may have its sources configured and no lists yet.
+    if is_root() {
+        run(Command::new("apt-get").args(["update", "-q"]))?;
+    }
+    parse(&index_targets()?).context(
+        "apt has no Debian archive and security archive configured (or no lists yet: run \
+         `apt-get update`); the virtual machines are made of Debian packages",
+    )
+}
+
+fn index_targets() -> Result<String> {
+    output(Command::new("apt-get").args([
         "indextargets",
         "--format",
         "$(LABEL) $(REPO_URI)",
         "Created-By: Packages",
         "Origin: Debian",
-    ]))?;
-    parse(&targets).context(
-        "apt has no Debian archive and security archive configured (or no lists yet: run \
-         `apt-get update`); the virtual machines are made of Debian packages",
-    )
+    ]))
 }
 
 fn parse(targets: &str) -> Option<Mirror> {

@@ -78,6 +78,7 @@ complete -c lxcfs -n "__fish_lxcfs_needs_command" -l enable-cgroup -d 'Serve /cg
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -l enable-psi-poll -d 'Serve pressure stall triggers: on unless --no-psi-poll'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -s s -d 'Serve with one thread: ignored, as by C lxcfs (--threads 1)'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "show" -d 'Prints what a container reads in a virtual file, and with --explain why'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "attach" -d 'Gives running containers their own view, whatever runs them'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "detach" -d 'Takes our mounts out of running containers: they see the host again'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "heal" -d 'Replaces dead mounts of lxcfs in running containers'
@@ -88,8 +89,42 @@ complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "probe" -d 'Tells whether t
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "agent" -d 'Gives every container that asks for it its own view, from its start on'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "nri" -d 'The same by the runtime\'s NRI alone'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "hook" -d 'Answers a container runtime\'s OCI hook: reads the container\'s state on standard input'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "upgrade" -d 'Switches the running daemon to another binary, unseen by readers'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "worker" -d 'Serves as a worker; started by the holder'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "webhook" -d 'Runs the Kubernetes admission webhook (the program lxcfs-webhook)'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "manifests" -d 'Prints Kubernetes manifests (the program lxcfs-webhook)'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l pid -d 'The container of this process [default: this one]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l cgroup -d 'The container at this cgroup: /docker/4f0c… or /sys/fs/cgroup/docker/4f0c…' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l config -d 'Read this configuration file [default: /etc/lxcfs/lxcfs.toml if it exists]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -s u -l disable-swap -d 'Show no swap: totals 0, /proc/swaps empty' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l disable-zswap -d 'Show 0 in meminfo\'s Zswap lines' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l no-loadavg -d 'Show the host\'s load average instead of the container\'s' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l no-uptime -d 'Show the host\'s uptime instead of the container\'s' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l no-cpu-view -d 'Take the number of CPUs from the cpuset alone, whatever the quota (--cpus cpuset)' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l no-psi-poll -d 'Refuse pressure stall triggers (write and poll on /proc/pressure/*)' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l cpus -d 'What decides how many CPUs a container sees [default: quota]' -r -f -a "quota\t'the effective cpuset, narrowed to the quota rounded up'
+cpuset\t'the effective cpuset alone'
+host\t'all CPUs of the host'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l cpu-numbering -d 'How the visible CPUs are numbered [default: sequential]' -r -f -a "sequential\t'0 to N-1'
+physical\t'the host\'s numbers (not with --cpus quota)'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l boundary -d 'Which cgroup of a process is its container [default: auto]' -r -f -a "auto\t'cgroup namespace, then the runtime\'s naming, then PID namespace, then host'
+cgroupns\t'only the cgroup namespace decides'
+runtime\t'only the runtime\'s naming decides'
+pidns\t'only the PID namespace decides'
+caller\t'the caller\'s own cgroup, whatever it is'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l memory-high -d 'Let memory.high count as a limit' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l no-ebpf -d 'Collect from cgroup files alone' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l explain -d 'Say for every line what decided it: file, ancestor, program, rule'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l json -d 'Print JSON: text, lines and where they come from'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l pid -d 'The container this process runs in (repeatable)' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l container -d 'The container whose id begins like this (repeatable)' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand attach" -l files -d 'These files only, e.g. meminfo,cpuinfo,pressure; or all but some: -uptime' -r
@@ -183,3 +218,60 @@ complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l files -d 'Files for
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l print -d 'Print the file for hooks.d instead; with --all, for every container'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l all -d 'Every container that does not opt out, not only those that ask'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -s h -l help -d 'Print help'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand upgrade" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand upgrade" -s h -l help -d 'Print help'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l base-dir -d 'What relative paths are relative to' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l config -d 'Read this configuration file [default: /etc/lxcfs/lxcfs.toml if it exists]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -s p -l pidfile -d 'Write and lock this pidfile [default: RUNTIME_DIR/lxcfs.pid]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l nonempty -d 'Mount even on a directory that holds files' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l no-heal -d 'Leave dead mounts in containers alone at start' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l cache-ttl-ms -d 'Answer from one snapshot of a container for this long, 0 to 1000 [default: 5]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l threads -d 'Serving threads [default: one per core, at most 4]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -s u -l disable-swap -d 'Show no swap: totals 0, /proc/swaps empty' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l disable-zswap -d 'Show 0 in meminfo\'s Zswap lines' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l no-loadavg -d 'Show the host\'s load average instead of the container\'s' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l no-uptime -d 'Show the host\'s uptime instead of the container\'s' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l no-cpu-view -d 'Take the number of CPUs from the cpuset alone, whatever the quota (--cpus cpuset)' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l no-psi-poll -d 'Refuse pressure stall triggers (write and poll on /proc/pressure/*)' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l cpus -d 'What decides how many CPUs a container sees [default: quota]' -r -f -a "quota\t'the effective cpuset, narrowed to the quota rounded up'
+cpuset\t'the effective cpuset alone'
+host\t'all CPUs of the host'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l cpu-numbering -d 'How the visible CPUs are numbered [default: sequential]' -r -f -a "sequential\t'0 to N-1'
+physical\t'the host\'s numbers (not with --cpus quota)'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l boundary -d 'Which cgroup of a process is its container [default: auto]' -r -f -a "auto\t'cgroup namespace, then the runtime\'s naming, then PID namespace, then host'
+cgroupns\t'only the cgroup namespace decides'
+runtime\t'only the runtime\'s naming decides'
+pidns\t'only the PID namespace decides'
+caller\t'the caller\'s own cgroup, whatever it is'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l memory-high -d 'Let memory.high count as a limit' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l no-ebpf -d 'Collect from cgroup files alone' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l log-level -d 'How much to log [default: info]; `lxcfs log-level` changes it while running' -r -f -a "error\t'what makes an answer wrong or impossible'
+warn\t'what needs somebody\'s attention'
+info\t'start, stop, features and their state'
+debug\t'every decision'
+trace\t'every request'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l log-format -d 'What a log line looks like [default: human]' -r -f -a "human\t'for people and the journal'
+json\t'one JSON object per line'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l metrics -d 'Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -s o -d 'Mount options: those of libfuse are accepted, the mount\'s own are fixed' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -s v -l version -d 'Print the version'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -s d -l debug -d 'Log at level debug (--log-level debug)'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -s f -l foreground -d 'Stay in the foreground: always so'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -s l -l enable-loadavg -d 'Serve the container\'s load average: on unless --no-loadavg'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l enable-cfs -d 'Count the CPU quota: on unless --no-cpu-view'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l enable-pidfd -d 'Use pidfds: always so'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l enable-cgroup -d 'Serve /cgroup: not any more, cgroup namespaces have replaced it'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l enable-psi-poll -d 'Serve pressure stall triggers: on unless --no-psi-poll'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -s s -d 'Serve with one thread: ignored, as by C lxcfs (--threads 1)'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -s h -l help -d 'Print help (see more with \'--help\')'

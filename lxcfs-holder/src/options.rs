@@ -28,6 +28,9 @@ pub struct HolderOptions {
     pub loops: u32,
     /// Socket for status, upgrade and stop; `None` for no socket.
     pub control: Option<PathBuf>,
+    /// Removed when we end, not when another program of ours takes over. Its lock is ours by
+    /// an open descriptor that we inherited.
+    pub pidfile: Option<PathBuf>,
     /// How long requests of a dead worker may wait for the next before they get EIO.
     pub orphan_bound: Duration,
     /// How often the mount is read through the kernel; zero turns the watchdog off.
@@ -67,6 +70,7 @@ impl HolderOptions {
             nonempty: false,
             loops: 0,
             control: None,
+            pidfile: None,
             orphan_bound: Duration::from_secs(3),
             probe_interval: Duration::from_secs(5),
             probe_deadline: Duration::from_secs(5),
@@ -98,6 +102,9 @@ impl HolderOptions {
         put("standby", OsStr::new(if self.standby { "1" } else { "0" }));
         if let Some(control) = &self.control {
             put("control", control.as_os_str());
+        }
+        if let Some(pidfile) = &self.pidfile {
+            put("pidfile", pidfile.as_os_str());
         }
         if let Some(fd) = self.ready_fd {
             put("ready-fd", &number(fd));
@@ -155,6 +162,7 @@ impl HolderOptions {
                 b"probe-deadline-ms" => options.probe_deadline = Duration::from_millis(integer()?),
                 b"standby" => options.standby = text == "1",
                 b"control" => options.control = Some(value.into()),
+                b"pidfile" => options.pidfile = Some(value.into()),
                 b"ready-fd" => options.ready_fd = Some(fd()?),
                 b"adopt-fuse" => adopt.fuse = fd()?,
                 b"adopt-state" => adopt.state = fd()?,
@@ -198,6 +206,7 @@ mod tests {
             ],
         );
         options.control = Some("/run/lxcfs/control".into());
+        options.pidfile = Some("/run/lxcfs.pid".into());
         options.ready_fd = Some(7);
         options.loops = 3;
         options.adopt = Some(Adopt {

@@ -391,6 +391,12 @@ pub fn control_socket(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("lxcfs/control.sock")
 }
 
+/// The control socket of the holder of that daemon.
+#[must_use]
+pub fn holder_socket(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("lxcfs/holder.sock")
+}
+
 fn in_range(
     setting: &'static str,
     value: u32,

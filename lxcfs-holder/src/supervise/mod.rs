@@ -85,14 +85,19 @@ struct Holder {
 pub(crate) fn run(options: HolderOptions) -> ExitCode {
     crate::set_process_name(HOLDER_COMM);
     let mut ready = options.ready_fd.and_then(|fd| fd::inherited(fd).ok());
-    match Holder::start(options) {
+    let pidfile = options.pidfile.clone();
+    let code = match Holder::start(options) {
         Ok(holder) => holder.supervise(&mut ready),
         Err(error) => {
             say(&error);
             announce(&mut ready, &error);
             ExitCode::FAILURE
         }
+    };
+    if let Some(pidfile) = pidfile {
+        let _already_gone = std::fs::remove_file(pidfile);
     }
+    code
 }
 
 fn announce(ready: &mut Option<OwnedFd>, line: &str) {

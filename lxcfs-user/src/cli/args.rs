@@ -62,6 +62,8 @@ pub struct Cli {
 /// Everything that is not serving.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Prints what a container reads in a virtual file, and with --explain why
+    Show(ShowArgs),
     /// Gives running containers their own view, whatever runs them
     Attach(AttachArgs),
     /// Takes our mounts out of running containers: they see the host again
@@ -82,12 +84,79 @@ pub enum Command {
     Nri(AgentArgs),
     /// Answers a container runtime's OCI hook: reads the container's state on standard input
     Hook(HookArgs),
+    /// Switches the running daemon to another binary, unseen by readers
+    Upgrade(UpgradeArgs),
+    /// Serves as a worker; started by the holder
+    #[command(hide = true)]
+    Worker(WorkerArgs),
     /// Runs the Kubernetes admission webhook (the program lxcfs-webhook)
     #[command(disable_help_flag = true)]
     Webhook(Passed),
     /// Prints Kubernetes manifests (the program lxcfs-webhook)
     #[command(disable_help_flag = true)]
     Manifests(Passed),
+}
+
+/// `lxcfs show`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Needs no mount and no daemon, but root to see other users' processes. Averages and \
+                  counters that need a past start afresh here."
+)]
+pub struct ShowArgs {
+    /// Which file: meminfo, proc/meminfo and /proc/meminfo are one
+    #[arg(value_name = "FILE")]
+    pub file: String,
+    /// The container of this process [default: this one]
+    #[arg(long, value_name = "PID", conflicts_with = "cgroup")]
+    pub pid: Option<u32>,
+    /// The container at this cgroup: /docker/4f0c… or /sys/fs/cgroup/docker/4f0c…
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<String>,
+    /// Say for every line what decided it: file, ancestor, program, rule
+    #[arg(long)]
+    pub explain: bool,
+    /// Print JSON: text, lines and where they come from
+    #[arg(long)]
+    pub json: bool,
+    /// Which configuration file.
+    #[command(flatten)]
+    pub config: FileArgs,
+    /// What views show.
+    #[command(flatten)]
+    pub views: ViewArgs,
+}
+
+/// `lxcfs upgrade`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The new program is tested before it takes over; if it fails, the old one goes on and \
+                  the error is printed. Holder and workers are replaced; no reader sees an error."
+)]
+pub struct UpgradeArgs {
+    /// The new program [default: the file the daemon was started from]
+    #[arg(value_name = "BINARY")]
+    pub binary: Option<PathBuf>,
+    /// Which daemon.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
+}
+
+/// `lxcfs worker`.
+#[derive(Debug, Args)]
+#[command(
+    version,
+    disable_version_flag = true,
+    args_override_self = true,
+    infer_long_args = true
+)]
+pub struct WorkerArgs {
+    /// What relative paths are relative to
+    #[arg(long, value_name = "DIR")]
+    pub base_dir: PathBuf,
+    /// What the daemon was started with.
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 /// Which containers.

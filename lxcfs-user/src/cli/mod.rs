@@ -8,6 +8,7 @@ mod doctor;
 mod file_name;
 mod legacy;
 mod remote;
+mod show;
 mod sibling;
 
 use std::ffi::OsString;
@@ -18,6 +19,7 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 
 use crate::config::{Config, DEFAULT_FILE, Settings};
+use crate::daemon;
 use args::{Cli, Command, FileArgs, ServeArgs};
 
 /// What to serve, and what to say about it first.
@@ -64,9 +66,18 @@ fn run(cli: Cli, arguments: &[OsString]) -> Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
         None => {
-            let _serve = serve(&cli.serve)?;
-            anyhow::bail!("serving is not wired up yet")
+            let here = std::env::current_dir().context("cannot tell the current directory")?;
+            let Serve { config, notes } = serve(&cli.serve, &here)?;
+            daemon::launch::launch(&config, &notes, arguments.get(1..).unwrap_or_default())?;
+            Ok(ExitCode::FAILURE)
         }
+        Some(Command::Worker(args)) => {
+            let Serve { config, .. } = serve(&args.serve, &args.base_dir)?;
+            daemon::worker::run(&config)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Show(args)) => show::show(&args),
+        Some(Command::Upgrade(args)) => remote::upgrade(&args),
         Some(Command::Attach(args)) => attach::attach(&args),
         Some(Command::Detach(args)) => attach::detach(&args),
         Some(Command::Heal(args)) => attach::heal(&args),
@@ -82,15 +93,18 @@ fn run(cli: Cli, arguments: &[OsString]) -> Result<ExitCode> {
     }
 }
 
-/// The serving form's configuration, from its arguments and the file they name.
+/// The serving form's configuration, from its arguments and the file they name; relative
+/// paths are taken from `base`.
 ///
 /// # Errors
 /// With a message that names the flag, or the file and the key.
-pub fn serve(args: &ServeArgs) -> Result<Serve> {
+pub fn serve(args: &ServeArgs, base: &Path) -> Result<Serve> {
     let (flags, notes) = args.settings().map_err(anyhow::Error::msg)?;
-    let settings = flags.over(file_settings(&args.file)?);
-    let current_dir = std::env::current_dir().context("cannot tell the current directory")?;
-    let config = Config::new(&settings, &current_dir)?;
+    let file = FileArgs {
+        config: args.file.config.as_ref().map(|file| base.join(file)),
+    };
+    let settings = flags.over(file_settings(&file)?);
+    let config = Config::new(&settings, base)?;
     Ok(Serve { config, notes })
 }
 

@@ -1,23 +1,25 @@
 //! Commands that ask the running daemon, or its mount.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::args::{FileArgs, LogLevelArgs, ProbeArgs, RuntimeArgs, StatusArgs};
+use lxcfs_holder::control::{Request, ask as ask_holder};
+
+use super::args::{FileArgs, LogLevelArgs, ProbeArgs, RuntimeArgs, StatusArgs, UpgradeArgs};
 use super::file_settings;
 use crate::config::{self, DEFAULT_RUNTIME_DIR};
 use crate::observe::{client, probe};
 use crate::policy::Named as _;
 
+/// A new program is loaded, tested and switched to in this time, or something is wrong.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(60);
+
 /// The answer of the daemon under `runtime` to `target`.
 fn ask(runtime: &RuntimeArgs, put: bool, target: &str) -> Result<client::Answer> {
-    let configured = file_settings(&FileArgs::default())?.runtime_dir;
-    let dir = runtime.runtime_dir.clone().or(configured);
-    let dir = dir.as_deref().unwrap_or(Path::new(DEFAULT_RUNTIME_DIR));
-    let socket = config::control_socket(dir);
+    let socket = config::control_socket(&runtime_dir(runtime)?);
     let answer = if put {
         client::put(&socket, target)
     } else {
@@ -30,6 +32,33 @@ fn ask(runtime: &RuntimeArgs, put: bool, target: &str) -> Result<client::Answer>
             socket.display()
         )
     })
+}
+
+/// The runtime directory that `runtime` or the configuration file names.
+fn runtime_dir(runtime: &RuntimeArgs) -> Result<PathBuf> {
+    let configured = file_settings(&FileArgs::default())?.runtime_dir;
+    let dir = runtime.runtime_dir.clone().or(configured);
+    Ok(dir.unwrap_or_else(|| DEFAULT_RUNTIME_DIR.into()))
+}
+
+pub(super) fn upgrade(args: &UpgradeArgs) -> Result<ExitCode> {
+    let socket = config::holder_socket(&runtime_dir(&args.runtime)?);
+    let binary = match &args.binary {
+        Some(binary) => std::path::absolute(binary)?,
+        None => PathBuf::new(),
+    };
+    let answer =
+        ask_holder(&socket, &Request::Upgrade(binary), UPGRADE_PATIENCE).with_context(|| {
+            format!(
+                "no holder answers on {}; is lxcfs running?",
+                socket.display()
+            )
+        })?;
+    match answer {
+        Ok(text) => println!("{text}"),
+        Err(why) => bail!("not upgraded, the running program goes on: {why}"),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn log_level(args: &LogLevelArgs) -> Result<ExitCode> {

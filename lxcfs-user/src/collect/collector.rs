@@ -334,7 +334,7 @@ impl Collector {
             threads: counts.threads,
             forks: counts.forks,
             newest_pid: counts.newest_pid,
-            avenrun: Some(load.average.avenrun()),
+            avenrun: counts.avenrun.or(Some(load.average.avenrun())),
             origin: sources.tasks.origin(),
         })
     }

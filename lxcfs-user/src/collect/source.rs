@@ -19,6 +19,9 @@ pub struct TaskCounts {
     pub forks: Option<u64>,
     /// The newest PID as the container sees it.
     pub newest_pid: Option<u32>,
+    /// The load averages, where the source keeps them from a container's birth on; else
+    /// they are kept from first sight.
+    pub avenrun: Option<[u64; 3]>,
 }
 
 impl TaskCounts {

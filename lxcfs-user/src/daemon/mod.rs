@@ -1,3 +1,11 @@
 //! Wiring: what `lxcfs MOUNTPOINT` and its worker are made of, and nothing else.
+//!
+//! [`launch`] turns the process that was started into the holder; the holder starts
+//! [`worker`]s. [`ebpf`] plugs the eBPF collector into the engine, field by field;
+//! [`saved`] is what one worker leaves to the next.
 
+pub mod ebpf;
+pub mod launch;
 pub mod pidfile;
+pub mod saved;
+pub mod worker;

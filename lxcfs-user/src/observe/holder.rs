@@ -69,6 +69,9 @@ mod tests {
         assert_eq!(value_of(status, "answers"), Some("12"));
         assert_eq!(value_of(status, "upgrades"), None);
         let text = Metrics::new(vec![Arc::new(Holder("/nonexistent".into()))]).text();
-        assert!(!text.contains("lxcfs_"), "nobody answers, nothing is claimed: {text}");
+        assert!(
+            !text.contains("lxcfs_"),
+            "nobody answers, nothing is claimed: {text}"
+        );
     }
 }

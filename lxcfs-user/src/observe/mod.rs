@@ -6,6 +6,7 @@
 //! without a reader noticing.
 
 pub mod client;
+pub mod holder;
 pub mod http;
 pub mod listener;
 pub mod log;

@@ -2,6 +2,7 @@
 //! one wrapper around the [`Engine`], so that neither side knows of metrics.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -173,14 +174,14 @@ impl Source for Requests {
 /// An engine whose every answer is counted.
 #[derive(Debug)]
 pub struct Observed<E> {
-    engine: E,
-    requests: std::sync::Arc<Requests>,
+    engine: Arc<E>,
+    requests: Arc<Requests>,
 }
 
 impl<E: Engine> Observed<E> {
     /// Counts what `engine` is asked into `requests`.
     #[must_use]
-    pub fn new(engine: E, requests: std::sync::Arc<Requests>) -> Self {
+    pub fn new(engine: Arc<E>, requests: Arc<Requests>) -> Self {
         Self { engine, requests }
     }
 }
@@ -225,8 +226,6 @@ impl<E: Engine> Engine for Observed<E> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use lxcfs_common::catalogue::by_path;
 
     use super::*;
@@ -271,7 +270,7 @@ mod tests {
     #[test]
     fn every_answer_is_counted_by_file_operation_and_outcome() {
         let requests = Arc::new(Requests::default());
-        let engine = Observed::new(Uptime, Arc::clone(&requests));
+        let engine = Observed::new(Arc::new(Uptime), Arc::clone(&requests));
         let caller = Caller { tid: 1, uid: 0 };
         let fixed = |path| Node::Fixed(by_path(path).unwrap());
         let mut out = Vec::new();

@@ -1,0 +1,338 @@
+//! A worker: the engine with its sources, and around it logs, metrics and control.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::ebpf::{self, Tasks};
+use super::launch::holder_socket;
+use super::saved::Legacy;
+use crate::bpf::{self, FeatureState, Sampler};
+use crate::collect::live::{LiveEngine, LiveOptions};
+use crate::collect::sampler::LoadSampler;
+use crate::config::{Config, Listen};
+use crate::engine::Engine;
+use crate::observe::holder::{Holder, value_of};
+use crate::observe::listener::{self, Access, Endpoints};
+use crate::observe::log;
+use crate::observe::metrics::{Figures, HOST_VIEW, Metrics, Source};
+use crate::observe::probe::MountProbe;
+use crate::observe::requests::{Observed, Requests};
+use crate::observe::sources::{Build, Features, Process};
+use crate::worker::{HistoryStore, WorkerOptions};
+
+/// A request that takes longer has met a stuck thread.
+const STUCK: Duration = Duration::from_secs(30);
+/// For the mount to answer a readiness check.
+const READY_DEADLINE: Duration = Duration::from_secs(1);
+/// Between two times that a worker's state is put where its successor finds it.
+const SAVE_EVERY: Duration = Duration::from_secs(2);
+
+/// The engine of this machine, and what plugs into it.
+pub struct Parts {
+    /// Answers.
+    pub engine: Arc<LiveEngine>,
+    /// What eBPF can do here, with reason and remedy.
+    pub features: Arc<Vec<FeatureState>>,
+    tasks: Option<(Arc<Tasks>, Arc<bpf::Collector>)>,
+}
+
+impl Parts {
+    /// Finds the machine's cgroups and loads what eBPF it allows.
+    ///
+    /// # Errors
+    /// When the host cannot be seen from here.
+    pub fn new(options: &LiveOptions, ebpf: bool) -> Result<Self> {
+        let engine = LiveEngine::start(options)?;
+        let (collector, features) = bpf::Collector::start(&bpf::Options {
+            enabled: ebpf,
+            ..bpf::Options::default()
+        });
+        let collector = Arc::new(collector);
+        let present = engine.collector().sources();
+        let fallback = crate::collect::source::Sources {
+            tasks: Arc::clone(&present.tasks),
+            cpu_time: present.cpu_time.clone(),
+            io_times: present.io_times.clone(),
+        };
+        let (sources, tasks) = ebpf::sources(&collector, fallback);
+        engine.collector().set_sources(sources);
+        let counts = collector.has(bpf::Feature::TaskCounts);
+        Ok(Self {
+            engine: Arc::new(engine),
+            features: Arc::new(features),
+            tasks: counts.then_some((tasks, collector)),
+        })
+    }
+}
+
+/// The engine's options for `config`.
+#[must_use]
+pub fn live_options(config: &Config) -> LiveOptions {
+    LiveOptions {
+        policy: config.views,
+        ttl: config.cache_ttl,
+        ..LiveOptions::default()
+    }
+}
+
+/// Serves as the holder's worker until killed.
+///
+/// # Errors
+/// When it cannot start; the connection is untouched then.
+pub fn run(config: &Config) -> Result<()> {
+    let started = Instant::now();
+    log::start(config.log_level, config.log_format);
+    let parts = Arc::new(Parts::new(&live_options(config), config.ebpf)?);
+    let requests = Arc::new(Requests::default());
+    let engine: Arc<dyn Engine> = Arc::new(Observed::new(
+        Arc::clone(&parts.engine),
+        Arc::clone(&requests),
+    ));
+    let on_active = {
+        let (config, parts) = (config.clone(), Arc::clone(&parts));
+        Box::new(move |store: HistoryStore| {
+            if let Err(error) = activate(&config, &parts, requests, store, started) {
+                // Readers are served; what is missing is said and not worth an outage.
+                tracing::error!("{error:#}");
+            }
+        })
+    };
+    let on_command = {
+        let engine = Arc::clone(&parts.engine);
+        Box::new(move |command: &str| command_of(&engine, command))
+    };
+    let options = WorkerOptions {
+        on_active: Some(on_active),
+        on_command: Some(on_command),
+    };
+    crate::worker::run(options, engine).context("the worker cannot serve")
+}
+
+/// What only the worker that serves may do.
+fn activate(
+    config: &Config,
+    parts: &Arc<Parts>,
+    requests: Arc<Requests>,
+    store: HistoryStore,
+    started: Instant,
+) -> Result<()> {
+    let engine = &parts.engine;
+    let legacy = store.load().and_then(|bytes| Legacy::from_bytes(&bytes));
+    let first = legacy.is_none();
+    let legacy = legacy.unwrap_or_default();
+    engine.set_host_view(legacy.host_view);
+    let now = engine.collector().now();
+    engine.collector().store.restore(&legacy.containers, now);
+    if let Some((tasks, collector)) = &parts.tasks {
+        let removed = |_event| {};
+        match Sampler::start(Arc::clone(collector), legacy.loads, Box::new(removed)) {
+            Ok(sampler) => tasks.use_sampler(sampler),
+            Err(error) => tracing::warn!(%error, "tasks are counted at each request only"),
+        }
+    }
+    let sampler = LoadSampler::start(engine).context("cannot start the sampler")?;
+    report_start(config, parts, first);
+    listen(config, parts, requests, started)?;
+    let saving = Arc::clone(parts);
+    std::thread::Builder::new()
+        .name("lxcfs-save".to_owned())
+        .stack_size(256 * 1024)
+        .spawn(move || {
+            let _sampler = sampler;
+            loop {
+                std::thread::sleep(SAVE_EVERY);
+                save(&saving, &store);
+            }
+        })
+        .context("cannot start the thread that saves")?;
+    if config.heal {
+        heal(config);
+    }
+    Ok(())
+}
+
+fn save(parts: &Parts, store: &HistoryStore) {
+    let sampler = parts.tasks.as_ref().and_then(|(tasks, _)| tasks.sampler());
+    let legacy = Legacy {
+        host_view: parts.engine.host_view(),
+        containers: parts.engine.collector().store.save(),
+        loads: sampler.map(Sampler::export).unwrap_or_default(),
+    };
+    if !store.save(&legacy.to_bytes(store.capacity())) {
+        tracing::debug!("the state is not saved: no room, or no holder");
+    }
+}
+
+/// One line per feature, with the remedy where it is off; at every worker's start in the
+/// log's debug level, at the daemon's in info.
+fn report_start(config: &Config, parts: &Parts, first: bool) {
+    let layout = parts.engine.resolver().cgroups();
+    if !first {
+        tracing::info!(worker = std::process::id(), "this worker goes on");
+    } else {
+        tracing::info!(
+            cgroups = layout.layout.name(),
+            ttl_ms = config.cache_ttl.as_millis(),
+            "serving {}",
+            config.mountpoint.display()
+        );
+    }
+    for feature in parts.features.iter() {
+        if first {
+            tracing::info!("{feature}");
+        } else {
+            tracing::debug!("{feature}");
+        }
+    }
+}
+
+/// Commands that reach the worker through the holder.
+fn command_of(engine: &LiveEngine, command: &str) -> Result<String, String> {
+    match command {
+        "toggle-host-view" => {
+            let on = !engine.host_view();
+            engine.set_host_view(on);
+            let now = if on { "the host's" } else { "the container's" };
+            tracing::info!("SIGUSR2: views show {now} values");
+            Ok(format!("views show {now} values"))
+        }
+        _ => Err(format!("unknown command {command:?}")),
+    }
+}
+
+#[derive(Debug)]
+struct HostView(Arc<LiveEngine>);
+
+impl Source for HostView {
+    fn figures(&self, out: &mut Figures) {
+        out.count(HOST_VIEW, &[], u64::from(self.0.host_view()));
+    }
+}
+
+fn listen(
+    config: &Config,
+    parts: &Arc<Parts>,
+    requests: Arc<Requests>,
+    started: Instant,
+) -> Result<()> {
+    let program = std::env::current_exe().unwrap_or_else(|_gone| PathBuf::from("/proc/self/exe"));
+    let program = intact(program);
+    let probe = Arc::new(MountProbe::new(
+        program,
+        config.mountpoint.clone(),
+        READY_DEADLINE,
+    ));
+    let holder = Arc::new(Holder(holder_socket(config)));
+    let sources: Vec<Arc<dyn Source>> = vec![
+        Arc::new(Build),
+        Arc::clone(&requests) as Arc<dyn Source>,
+        Arc::clone(parts.engine.fallbacks()) as Arc<dyn Source>,
+        Arc::new(Features(Arc::clone(&parts.features))),
+        Arc::new(HostView(Arc::clone(&parts.engine))),
+        Arc::clone(&holder) as Arc<dyn Source>,
+        Arc::clone(&probe) as Arc<dyn Source>,
+        Arc::new(Process),
+    ];
+    let status = {
+        let (config, parts) = (config.clone(), Arc::clone(parts));
+        move || status(&config, &parts, &holder, started)
+    };
+    let endpoints = Arc::new(Endpoints {
+        live: Box::new(move || match requests.oldest() {
+            Some(age) if age > STUCK => Err(format!(
+                "a serving thread has worked on one answer for {} s",
+                age.as_secs()
+            )),
+            _ => Ok(()),
+        }),
+        ready: Box::new(move || probe.check()),
+        metrics: Metrics::new(sources),
+        status: Box::new(status),
+    });
+    let mut listeners = vec![(Listen::Unix(config.control_socket()), Access::Control)];
+    listeners.extend(config.metrics.clone().map(|at| (at, Access::Public)));
+    listener::start(listeners, endpoints).context("cannot start the control thread")
+}
+
+/// The program itself, also when its file was replaced while we run.
+fn intact(program: PathBuf) -> PathBuf {
+    if program.as_os_str().as_bytes().ends_with(b" (deleted)") {
+        Path::new("/proc/self/exe").to_owned()
+    } else {
+        program
+    }
+}
+
+fn status(config: &Config, parts: &Parts, holder: &Holder, started: Instant) -> String {
+    let held = holder.status();
+    let number = |key: &str| value_of(&held, key).and_then(|value| value.parse::<u64>().ok());
+    let features: Vec<_> = parts
+        .features
+        .iter()
+        .map(|feature| {
+            serde_json::json!({
+                "name": feature.name.name(),
+                "on": feature.on,
+                "reason": feature.reason,
+                "remedy": feature.remedy,
+                "fallback": feature.name.fallback(),
+            })
+        })
+        .collect();
+    let deaths = number("worker_deaths").unwrap_or(0);
+    let upgrades = number("upgrades").unwrap_or(0);
+    serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "mountpoint": config.mountpoint,
+        "cgroups": parts.engine.resolver().cgroups().layout.name(),
+        "worker_pid": std::process::id(),
+        "holder_pid": number("holder"),
+        "standby_ready": number("standby_ready") == Some(1),
+        "program": value_of(&held, "program"),
+        "answers": number("answers"),
+        "uptime_seconds": started.elapsed().as_secs(),
+        "workers_started": deaths + upgrades + 1,
+        "host_view": parts.engine.host_view(),
+        "features": features,
+    })
+    .to_string()
+}
+
+/// Replaces dead mounts of ours, left by a daemon that was lost with all its descriptors.
+fn heal(config: &Config) {
+    let mountpoint = config.mountpoint.clone();
+    let work = move || {
+        use crate::attach::{Engine as Attach, EngineOptions, Goal, Scan, Target};
+        let attach = Attach::open(&mountpoint, EngineOptions::default())?;
+        let targets = Scan::default()
+            .containers()?
+            .into_iter()
+            .filter(|found| found.has_ours)
+            .map(Target::from)
+            .collect();
+        let totals = Arc::new(attach).run(targets, &Goal::Heal).totals();
+        if totals.healed + totals.failed + totals.unreached > 0 {
+            tracing::info!(
+                healed = totals.healed,
+                failed = totals.failed,
+                unreached = totals.unreached,
+                "dead mounts of lxcfs in containers; `lxcfs heal --verbose` tells more"
+            );
+        }
+        Ok::<(), crate::attach::AttachError>(())
+    };
+    let spawned = std::thread::Builder::new()
+        .name("lxcfs-heal".to_owned())
+        .spawn(move || {
+            if let Err(error) = work() {
+                tracing::warn!(%error, "dead mounts in containers were not looked for");
+            }
+        });
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "dead mounts in containers are not looked for");
+    }
+}

@@ -4,6 +4,7 @@
 pub mod burner;
 pub mod cgroup;
 pub mod container;
+pub mod docker;
 pub mod mount;
 pub mod podman;
 pub mod scratch;

@@ -10,6 +10,7 @@ mod command;
 mod dist;
 mod image;
 mod peer;
+mod policy;
 mod run;
 mod setup;
 mod test;
@@ -41,6 +42,7 @@ enum Command {
     Check(check::Args),
     Dist(dist::Args),
     Image(image::Args),
+    Policy(policy::Args),
     Run(run::Args),
     Setup(setup::Args),
     Test(test::Args),
@@ -65,6 +67,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Check(args) => args.run(),
         Command::Dist(args) => args.run(),
         Command::Image(args) => args.run(),
+        Command::Policy(args) => args.run(),
         Command::Run(args) => args.run(),
         Command::Setup(args) => args.run(),
         Command::Test(args) => args.run(),

@@ -70,6 +70,22 @@ impl Suite {
         Ok(parse_depends(&record))
     }
 
+    /// Everything that apt would install for `packages` on an empty system, by name.
+    pub(crate) fn needed_for(&self, packages: &[&str]) -> Result<Vec<String>> {
+        let listing = output(
+            self.apt("apt-get")
+                .args([
+                    "install",
+                    "--yes",
+                    "--print-uris",
+                    "--no-install-recommends",
+                ])
+                .args(packages),
+        )
+        .with_context(|| format!("Debian {} cannot install {packages:?}", self.name))?;
+        Ok(parse_uris(&listing))
+    }
+
     /// Downloads packages into `directory`, checked against the signed lists.
     pub(crate) fn download(&self, packages: &[String], directory: &Path) -> Result<Vec<PathBuf>> {
         println!(
@@ -141,6 +157,16 @@ fn sources(suite: &str, mirror: &Mirror) -> String {
     lines
 }
 
+/// Package names out of lines like `'http://…/name_version_arch.deb' file size hash`.
+fn parse_uris(listing: &str) -> Vec<String> {
+    listing
+        .lines()
+        .filter_map(|line| line.strip_prefix('\'')?.split_once("' "))
+        .filter_map(|(uri, _)| uri.rsplit_once('/')?.1.split_once('_'))
+        .map(|(name, _)| name.replace("%2b", "+"))
+        .collect()
+}
+
 fn parse_depends(record: &str) -> Vec<String> {
     record
         .lines()
@@ -155,7 +181,7 @@ fn parse_depends(record: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Mirror, parse_depends, sources};
+    use super::{Mirror, parse_depends, parse_uris, sources};
 
     #[test]
     fn depends_are_bare_names() {
@@ -167,6 +193,13 @@ mod tests {
             ["dracut", "linux-base-7.2.13", "perl"]
         );
         assert!(parse_depends("Package: essential\n").is_empty());
+    }
+
+    #[test]
+    fn names_come_from_what_apt_would_fetch() {
+        let listing = "Reading package lists...\n'http://deb.debian.org/debian/pool/main/g/go/\
+                       golang-go_1.27_amd64.deb' golang-go_2%3a1.27_amd64.deb 43 MD5Sum:0\n";
+        assert_eq!(parse_uris(listing), ["golang-go"]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The podman guard makes real containers with real limits and leaves nothing behind.
-// vm: all/v2 6.1/v1 6.1/hybrid
+// vm: 5.10/v2 7/v2 6.1/v1 6.1/hybrid
 
 use std::path::Path;
 

@@ -65,12 +65,12 @@ impl Args {
     fn virtual_machines(&self, suites: &mut Vec<Suite>) -> Result<()> {
         let mut boots = plan::boots(&repository().join("tests/tests"))?;
         if let Some(only) = &self.only {
-            boots.retain(|_, names| {
+            boots.retain_mut(|(_, names)| {
                 names.retain(|name| name == only);
                 !names.is_empty()
             });
         }
-        boots.retain(|machine, _| self.kernel.is_none_or(|kernel| machine.kernel == kernel));
+        boots.retain(|(machine, _)| self.kernel.is_none_or(|kernel| machine.kernel == kernel));
         if boots.is_empty() && self.only.is_some() {
             bail!("no such test file, or it runs in no virtual machine");
         }

@@ -62,14 +62,25 @@ pub(crate) fn machines(name: &str, source: &str) -> Result<Vec<Machine>> {
 }
 
 /// Every boot of the suite with the test files that share it.
-pub(crate) fn boots(directory: &Path) -> Result<BTreeMap<Machine, Vec<String>>> {
-    let mut boots: BTreeMap<Machine, Vec<String>> = BTreeMap::new();
+///
+/// Files share a boot when they ask for the same machine; its time limit is the sum of theirs.
+pub(crate) fn boots(directory: &Path) -> Result<Vec<(Machine, Vec<String>)>> {
+    let mut boots: BTreeMap<Machine, (u64, Vec<String>)> = BTreeMap::new();
     for (name, source) in test_files(directory)? {
         for machine in machines(&name, &source)? {
-            boots.entry(machine).or_default().push(name.clone());
+            let alike = Machine {
+                timeout: 0,
+                ..machine
+            };
+            let (timeout, names) = boots.entry(alike).or_default();
+            *timeout += machine.timeout;
+            names.push(name.clone());
         }
     }
-    Ok(boots)
+    let boots = boots.into_iter();
+    Ok(boots
+        .map(|(alike, (timeout, names))| (Machine { timeout, ..alike }, names))
+        .collect())
 }
 
 /// Name and text of each test executable's file, sorted by name.
@@ -146,7 +157,7 @@ fn value<T: ValueEnum>(word: &str) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Machine, VM_ONLY, machines, parse};
+    use super::{Machine, VM_ONLY, boots, machines, parse};
     use crate::vm::{Kernel, Layout};
 
     #[test]
@@ -213,5 +224,26 @@ mod tests {
         ] {
             assert!(machines(name, source).is_err(), "{name}: {source}");
         }
+    }
+
+    #[test]
+    fn equal_machines_share_a_boot_and_their_time_adds_up() {
+        let directory = std::env::temp_dir().join(format!("xtask-plan-{}", std::process::id()));
+        std::fs::create_dir_all(directory.join("any_b")).unwrap();
+        std::fs::write(directory.join("any_a.rs"), "// vm: 6.1/v2 timeout=100\n").unwrap();
+        std::fs::write(directory.join("any_b/main.rs"), "// vm: 6.1/v2 7/v2\n").unwrap();
+        let boots = boots(&directory).unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
+        let found: Vec<_> = boots
+            .iter()
+            .map(|(m, names)| (m.kernel.name(), m.timeout, names.join(" ")))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("6.1", 1000, "any_a any_b".to_owned()),
+                ("7", 900, "any_b".to_owned())
+            ]
+        );
     }
 }

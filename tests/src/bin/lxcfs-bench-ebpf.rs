@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -66,7 +66,10 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// CPU time of this thread, in microseconds.
 fn cpu_time_us() -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: the pointer is valid; the clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
@@ -96,7 +99,10 @@ fn start_and_memory() -> Result<()> {
             ensure!(pid >= 0, "fork");
             if pid == 0 {
                 let start = Instant::now();
-                let options = Options { enabled, ..Options::default() };
+                let options = Options {
+                    enabled,
+                    ..Options::default()
+                };
                 let (collector, _) = Collector::start(&options);
                 let ready = start.elapsed().as_micros() as u64;
                 let report = [ready, resident_kib()];
@@ -144,8 +150,11 @@ fn ping_pong(cli: &Cli) -> Result<()> {
     for _ in 0..cli.rounds {
         first.push(round_trip_ns(cli.round_trips)?);
         let sampler = Sampler::start(Arc::new(started()?), [], Box::new(|_| ()))?;
+        // Loading patches code on all CPUs for a moment; the steady state is what counts.
+        std::thread::sleep(Duration::from_millis(500));
         with.push(round_trip_ns(cli.round_trips)?);
         drop(sampler);
+        std::thread::sleep(Duration::from_millis(500));
         second.push(round_trip_ns(cli.round_trips)?);
     }
     let (first, with, second) = (median(first), median(with), median(second));
@@ -168,7 +177,10 @@ fn round_trip_ns(round_trips: u32) -> Result<f64> {
     let mut back = [0; 2];
     // SAFETY: the arrays have room; the child only reads, writes and exits.
     unsafe {
-        ensure!(libc::pipe(there.as_mut_ptr()) == 0 && libc::pipe(back.as_mut_ptr()) == 0, "pipe");
+        ensure!(
+            libc::pipe(there.as_mut_ptr()) == 0 && libc::pipe(back.as_mut_ptr()) == 0,
+            "pipe"
+        );
         let pid = libc::fork();
         ensure!(pid >= 0, "fork");
         pin_to_first_cpu();
@@ -234,16 +246,23 @@ fn per_cpu_time(cli: &Cli) -> Result<()> {
 fn task_sample(cli: &Cli) -> Result<()> {
     let collector = started()?;
     let top = Cgroup::new("bench");
-    let cgroups: Vec<Cgroup> = (0..cli.cgroups).map(|n| top.child(&format!("c{n}"))).collect();
+    let cgroups: Vec<Cgroup> = (0..cli.cgroups)
+        .map(|n| top.child(&format!("c{n}")))
+        .collect();
     let children: Vec<Child> = cgroups
         .iter()
         .map(|cgroup| Child::start(cgroup, Work::Threads(cli.threads - 1)))
         .collect();
     wait_until("all threads are there", || {
-        cgroups.iter().all(|cgroup| cgroup.own_threads() == cli.threads as usize)
+        cgroups
+            .iter()
+            .all(|cgroup| cgroup.own_threads() == cli.threads as usize)
     });
     let tasks = cli.cgroups * cli.threads;
-    ensure!(collector.sample_tasks()?.counts(top.id()).threads == tasks, "not all are counted");
+    ensure!(
+        collector.sample_tasks()?.counts(top.id()).threads == tasks,
+        "not all are counted"
+    );
 
     let sample = cpu_us(cli.rounds, 1, || {
         black_box(collector.sample_tasks()?);
@@ -278,7 +297,9 @@ fn scan_one(cgroup: &Cgroup) -> Result<u32> {
     for pid in cgroup.read("cgroup.procs").lines() {
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             let status = fs::read_to_string(task?.path().join("status"))?;
-            let state = status.lines().find_map(|line| line.strip_prefix("State:\t"));
+            let state = status
+                .lines()
+                .find_map(|line| line.strip_prefix("State:\t"));
             threads += u32::from(black_box(state).is_some());
         }
     }

@@ -240,7 +240,7 @@ impl State {
         if sealed < 0 {
             return Err(io::Error::last_os_error());
         }
-        let state = Self::map(file.into(), HOLDER_BYTES)?;
+        let state = Self::map(crate::fd::high(file.into())?, HOLDER_BYTES)?;
         let header = state.header();
         header
             .loops
@@ -263,10 +263,11 @@ impl State {
     /// # Errors
     /// When `fd` is not such a memory or of another version.
     pub fn open(fd: OwnedFd) -> io::Result<Self> {
-        Self::check(Self::map(fd, HOLDER_BYTES)?)
+        Self::check(Self::map(crate::fd::high(fd)?, HOLDER_BYTES)?)
     }
 
-    /// Maps an existing memory with the worker's regions.
+    /// Maps an existing memory with the worker's regions. The descriptor keeps its number: that
+    /// is where a successor of the holder looks for it.
     ///
     /// # Errors
     /// When `fd` is not such a memory or of another version.
@@ -320,12 +321,7 @@ impl State {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
-        // Holders pass the number on to workers, at a fixed lower one.
-        Ok(Self {
-            fd: crate::fd::high(fd)?,
-            base,
-            len,
-        })
+        Ok(Self { fd, base, len })
     }
 
     /// The memory's descriptor.

@@ -99,6 +99,7 @@ fn an_open_file_continues_its_text_in_the_next_worker() {
 #[test]
 fn reads_wait_while_no_worker_can_start_and_then_succeed() {
     let served = Served::with(&["orphan-ms=60000"]);
+    eventually("a standby", || served.status().number("standby_ready") == 1);
     served.tell(BROKEN);
     // The standby was made before; it serves once more.
     served.kill_worker();

@@ -153,28 +153,29 @@ impl SnapshotTable {
     pub fn private() -> Self {
         let next = AtomicU64::new(1);
         let next_handle = Box::new(move || next.fetch_add(1, Ordering::Relaxed));
-        Self::new(Arena::private(PRIVATE_BYTES), next_handle)
+        let table = Self::new(Arena::private(PRIVATE_BYTES), next_handle);
+        table.recover();
+        table
     }
 
-    /// A table in `arena`; zeroed memory is an empty table. What an earlier process left is
-    /// kept as far as it is consistent. `next_handle` must never give a handle twice, nor 0.
+    /// A table in `arena`; zeroed memory is an empty table. Another process may still be using
+    /// the memory: nothing may be done with the table before [`recover`](Self::recover).
+    /// `next_handle` must never give a handle twice, nor 0.
     pub fn new(arena: Arena, next_handle: Box<dyn Fn() -> u64 + Send + Sync>) -> Self {
         let entries = SETS * WAYS * size_of::<Entry>();
         let chunks = arena.len.saturating_sub(entries) / (CHUNK + size_of::<AtomicU32>());
-        let table = Self {
+        Self {
             arena,
             chunks,
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             free: Mutex::new(Vec::new()),
             clock: AtomicU32::new(0),
             next_handle,
-        };
-        table.recover();
-        table
+        }
     }
 
-    /// Finds out which chunks the entries own; drops entries that make no sense. To be called
-    /// when an earlier process that used the memory has ended.
+    /// Takes the memory over when no other process uses it any more: finds out which chunks the
+    /// entries own, and drops entries that make no sense.
     pub fn recover(&self) {
         let mut owned = vec![false; self.chunks];
         let mut newest = 0;

@@ -79,11 +79,13 @@ fn a_successor_finds_texts_and_room() {
     };
     let content = text(2 * CHUNK + 7, 9);
     let first = SnapshotTable::new(arena(), counter());
+    first.recover();
     let all = lock(&first.free).len();
     let handle = first.open();
     first.keep(handle, 17, 5, &content, false);
     drop(first);
     let second = SnapshotTable::new(arena(), counter());
+    second.recover();
     assert_eq!(lock(&second.free).len(), all - 3);
     assert_eq!(second.made_by(handle, 17), Some(5));
     assert_eq!(

@@ -187,7 +187,7 @@ fn a_stopped_worker_makes_readers_wait_and_nothing_else() {
 /// A second, different file with the same program.
 fn another_build(served: &Served) -> PathBuf {
     let path = served.dir().join("serve-fixture-2");
-    fs::copy(fixture_binary(), &path).unwrap();
+    fs::copy(fixture_binary(), &path).expect("room for a copy");
     path
 }
 
@@ -289,7 +289,7 @@ fn workers_of(served: &Served) -> usize {
             && fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|path| path == log)
     };
     let pids = fs::read_dir("/proc")
-        .unwrap()
+        .expect("/proc")
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(of_ours).count()
 }

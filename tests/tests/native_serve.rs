@@ -18,9 +18,12 @@ fn refused(result: std::io::Result<impl Sized>) -> Option<i32> {
 
 /// What one file says to a series of reads at odd offsets and sizes: lengths and ends.
 fn conversation(path: &Path) -> Vec<usize> {
-    let mut file = File::open(path).unwrap();
-    let length = file.read_to_end(&mut Vec::new()).unwrap();
-    let read = |offset: u64, size: usize| file.read_at(&mut vec![0; size], offset).unwrap();
+    let mut file = File::open(path).expect("a readable file");
+    let length = file.read_to_end(&mut Vec::new()).expect("a readable file");
+    let read = |offset: u64, size: usize| {
+        file.read_at(&mut vec![0; size], offset)
+            .expect("a readable file")
+    };
     let length64 = length as u64;
     vec![
         read(0, 1),

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Some("worker") => run_worker(),
         Some("read") => read(args.map(PathBuf::from).collect()),
         Some("chaos") => chaos(args.filter_map(|word| word.into_string().ok()).collect()),
-        _ => Err("usage: serve-fixture hold KEY=VALUE… | worker | read DIR THREADS | chaos KILLS PAUSE_MSEC".to_owned()),
+        _ => Err("usage: serve-fixture hold KEY=VALUE… | worker | read DIR THREADS | chaos KILLS PAUSE_MSEC STANDBY READERS".to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -101,6 +101,7 @@ fn chaos(args: Vec<String>) -> Result<(), String> {
         })
     };
     let (kills, pause) = (number(0, 1000)?, number(1, 30)?);
+    let threads = number(3, 64)?.div_ceil(4);
     // `chaos KILLS PAUSE_MSEC 0` keeps no standby: every start is cold.
     let standby = format!("standby={}", number(2, 1)?);
     let served = Served::with(&[&standby]);
@@ -110,7 +111,7 @@ fn chaos(args: Vec<String>) -> Result<(), String> {
             kills: kills as u32,
             pause: Duration::from_millis(pause),
             processes: 4,
-            threads: 16,
+            threads: threads as usize,
             hurt_readers: true,
         },
     );

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use lxcfs_common::catalogue::{Node, by_path, cpu_ino, node};
 use lxcfs_tests::container::Shape;
 use lxcfs_tests::{Burner, Container, TestCgroup};
+use lxcfs_user::collect::capture;
 use lxcfs_user::collect::explain::Whom;
 use lxcfs_user::collect::live::{LiveEngine, LiveOptions};
 use lxcfs_user::container::boundary::Rule;
@@ -492,30 +493,27 @@ impl Drop for Deep {
 fn two_thousand_nested_cgroups_are_served() {
     let engine = engine();
     let top = TestCgroup::new("nest");
-    top.limit_memory(72 * MIB);
+    top.limit_cpu(150_000, 100_000);
     // Two bytes a level: PATH_MAX holds no more than these.
-    let levels = (4000 - top.dir("memory").as_os_str().len()) / 2;
-    let deep = Deep::new(&top.dir("memory"), levels.min(2000));
+    let levels = (4000 - top.dir("cpu").as_os_str().len()) / 2;
+    let deep = Deep::new(&top.dir("cpu"), levels.min(2000));
     assert!(deep.0.len() > 1900, "{}", deep.0.len());
     let bottom = deep.0.last().unwrap();
-    let relative = bottom.strip_prefix(top.dir("memory")).unwrap();
+    let relative = bottom.strip_prefix(top.dir("cpu")).unwrap();
     let path = format!("{}/{}", top.path(), relative.display());
-    let found = engine.resolver().container_at(&path).unwrap();
     let caller = Caller {
-        container: found,
+        container: engine.resolver().container_at(&path).unwrap(),
         timens_offset: 0,
     };
     for _ in 0..2 {
-        let memory = engine
+        let snapshot = engine
             .collector()
-            .snapshot(&caller, Inputs::MEMORY, &engine.policy())
-            .unwrap()
-            .memory
+            .snapshot(&caller, Inputs::CPUS, &engine.policy())
             .unwrap();
-        assert_eq!(memory.limit.value, Limit::Value(Bytes(72 * MIB)));
-        assert_eq!(usize::from(decided(memory.limit.origin).0), deep.0.len());
+        let quota = snapshot.cpus.unwrap().quota.unwrap();
+        assert_eq!(quota.value.quota.0, 150_000);
+        assert_eq!(usize::from(decided(quota.origin).0), deep.0.len());
     }
-    drop(deep);
 }
 
 #[test]
@@ -582,4 +580,31 @@ fn every_controller_says_where_the_container_is() {
         )
         .unwrap();
     assert_eq!(by_directory.container.unwrap().path(), cgroup.path());
+}
+
+#[test]
+fn a_recorded_container_says_the_same_when_read_back() {
+    let engine = engine();
+    let cgroup = TestCgroup::new("capture");
+    cgroup.limit_memory(64 * MIB);
+    cgroup.limit_cpu(150_000, 100_000);
+    let inside = container(&cgroup, true);
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("capture");
+    capture::record(&engine, inside.init_pid(), &dir, "test").unwrap();
+    let loaded = capture::Capture::load(&dir).unwrap();
+    let policy = ViewPolicy::default();
+    let live = snapshot(&engine, inside.init_pid());
+    let recorded = loaded.snapshot(Inputs(u32::MAX), &policy).unwrap();
+    assert_eq!(
+        loaded.boundary(&policy).unwrap().rule,
+        Rule::CgroupNamespace
+    );
+    assert_eq!(recorded.cgroup_paths, live.cgroup_paths);
+    let limit = |snapshot: &Snapshot| snapshot.memory.as_ref().unwrap().limit;
+    assert_eq!(limit(&recorded), limit(&live));
+    let quota = |snapshot: &Snapshot| snapshot.cpus.as_ref().unwrap().quota;
+    assert_eq!(quota(&recorded), quota(&live));
+    assert_eq!(recorded.age.unwrap().start, live.age.unwrap().start);
+    assert_eq!(recorded.facts.online_cpus, live.facts.online_cpus);
 }

@@ -32,6 +32,9 @@ const COUNT_FOR: Nsec = Nsec(1_000_000_000);
 /// is cheap.
 const COUNT_INLINE: u32 = 512;
 
+/// What gives the start of a container whose PID namespace has its init inside.
+pub const INIT_STAT: &str = "/proc/PID/stat of the container's init";
+
 /// Where the time comes from.
 #[derive(Clone, Copy, Debug)]
 pub enum Clock {
@@ -363,7 +366,7 @@ impl Collector {
         if let Ok(start) = self.init_start(container) {
             return Start {
                 at: start,
-                origin: Origin::Host("/proc/PID/stat of the container's init"),
+                origin: Origin::Host(INIT_STAT),
             };
         }
         let oldest = container

@@ -2,15 +2,13 @@
 //! test fails. `CONTRIBUTING.md` says where a test goes.
 
 pub mod burner;
+pub mod capture;
 pub mod cgroup;
-pub mod chaos;
 pub mod container;
 pub mod docker;
 pub mod mount;
 pub mod podman;
-pub mod reader;
 pub mod scratch;
-pub mod serve;
 pub mod subject;
 
 use std::path::{Path, PathBuf};

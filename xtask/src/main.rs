@@ -5,7 +5,6 @@
 
 mod bench;
 mod build_ebpf;
-mod chaos;
 mod check;
 mod command;
 mod dist;
@@ -40,7 +39,6 @@ struct Cli {
 enum Command {
     Bench(bench::Args),
     BuildEbpf(build_ebpf::Args),
-    Chaos(chaos::Args),
     Check(check::Args),
     Dist(dist::Args),
     Image(image::Args),
@@ -66,7 +64,6 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Bench(args) => args.run(),
         Command::BuildEbpf(args) => args.run(),
-        Command::Chaos(args) => args.run(),
         Command::Check(args) => args.run(),
         Command::Dist(args) => args.run(),
         Command::Image(args) => args.run(),

@@ -70,7 +70,6 @@ fn template(part: Part, options: &Options) -> Result<String, ManifestError> {
                 .collect(),
             ..options.config.clone()
         },
-        ..options.clone()
     };
     // Braces of our own text (alerts) first, or Helm would read them.
     let text = yaml(&part.objects(&marked)?)?

@@ -49,9 +49,8 @@ pub(super) fn render_list(id: FileId, snapshot: &Snapshot, policy: &ViewPolicy, 
 
 /// A list in the kernel's format and its line end.
 pub(super) fn put_list(out: &mut Vec<u8>, set: &CpuSet) {
-    use std::io::Write as _;
-    // Writing to a Vec cannot fail.
-    let _ = writeln!(out, "{set}");
+    out.extend_from_slice(set.to_string().as_bytes());
+    out.push(b'\n');
 }
 
 /// A mask as wide as the container's highest CPU number, and its line end.

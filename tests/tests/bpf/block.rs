@@ -1,0 +1,175 @@
+//! Disk times per cgroup, against `/proc/diskstats`.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lxcfs_tests::scratch::{Cgroup, Child, Work, collector_with, v2_root, wait_until};
+use lxcfs_user::bpf::{Collector, Feature, Sampler};
+use lxcfs_user::snapshot::IoTimes;
+
+/// Where cgroups with the io controller can be made: the v1 blkio hierarchy, or v2.
+fn io_root() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let v1 = mounts.lines().find(|line| {
+        line.rsplit(' ').next().is_some_and(|options| {
+            line.contains(" - cgroup ") && options.split(',').any(|option| option == "blkio")
+        })
+    });
+    if let Some(path) = v1.and_then(|line| line.split(' ').nth(4)) {
+        return PathBuf::from(path);
+    }
+    let root = v2_root();
+    fs::write(root.join("cgroup.subtree_control"), "+io").expect("the io controller on v2");
+    root
+}
+
+/// Something to read that lies on a disk: a file of ours, or the disk itself.
+struct Disk {
+    name: String,
+    number: (u32, u32),
+    source: PathBuf,
+    ours: bool,
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = fs::remove_file(&self.source);
+        }
+    }
+}
+
+const BLOCKS: u32 = 200;
+
+/// A file on a directory's disk, if it has one (overlays and memory have none).
+fn file_on_disk(directory: &str) -> Option<Disk> {
+    let device = fs::metadata(directory).ok()?.dev();
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let mut entry = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    if entry.join("partition").exists() {
+        entry.pop();
+    }
+    let source = Path::new(directory).join(format!("lxcfs-test-{}", std::process::id()));
+    let file = File::create(&source).ok()?;
+    (&file)
+        .write_all(&vec![7; BLOCKS as usize * 16 * 1024])
+        .ok()?;
+    file.sync_all().ok()?;
+    Some(named(&entry, source, true))
+}
+
+/// The first disk as a whole, to be read only.
+fn whole_disk() -> Option<Disk> {
+    let mut names: Vec<_> = fs::read_dir("/sys/block")
+        .ok()?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| {
+            ["vd", "sd", "nvme", "xvd"]
+                .iter()
+                .any(|kind| name.starts_with(kind))
+        })
+        .collect();
+    names.sort();
+    let name = names.first()?;
+    Some(named(
+        &Path::new("/sys/block").join(name),
+        Path::new("/dev").join(name),
+        false,
+    ))
+}
+
+fn named(entry: &Path, source: PathBuf, ours: bool) -> Disk {
+    let number = fs::read_to_string(entry.join("dev")).expect("dev");
+    let (major, minor) = number.trim().split_once(':').expect("major:minor");
+    let number = (major.parse().expect("major"), minor.parse().expect("minor"));
+    let name = entry
+        .file_name()
+        .expect("a name")
+        .to_string_lossy()
+        .into_owned();
+    Disk {
+        name,
+        number,
+        source,
+        ours,
+    }
+}
+
+fn disk() -> Disk {
+    ["/var/tmp", "/root", "/tmp"]
+        .into_iter()
+        .find_map(file_on_disk)
+        .or_else(whole_disk)
+        .expect("no directory on a disk and no disk (vd*, sd*, nvme*, xvd*) to read from")
+}
+
+/// Milliseconds spent reading, the seventh column of diskstats.
+fn host_read_ms(disk: &Disk) -> u64 {
+    let text = fs::read_to_string("/proc/diskstats").expect("diskstats");
+    text.lines()
+        .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>())
+        .find(|fields| fields.get(2) == Some(&disk.name.as_str()))
+        .and_then(|fields| fields.get(6)?.parse().ok())
+        .expect("the disk's line in diskstats")
+}
+
+/// Reads blocks past the page cache in a child of `cgroup`, to the end.
+fn read_disk(cgroup: &Cgroup, disk: &Disk) {
+    use std::os::unix::fs::OpenOptionsExt;
+    let device = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(&disk.source)
+        .unwrap_or_else(|error| panic!("{}: {error}", disk.source.display()));
+    let child = Child::start(
+        cgroup,
+        Work::ReadDirect {
+            fd: device.as_raw_fd(),
+            blocks: BLOCKS,
+        },
+    );
+    wait_until("the blocks are read", || child.state() == 'Z');
+}
+
+fn times(collector: &Collector, cgroup: &Cgroup, disk: &Disk) -> IoTimes {
+    let directory = File::open(&cgroup.path).expect("cgroup directory");
+    let mut devices = collector
+        .block_times(directory.as_fd())
+        .expect("block_times");
+    devices.remove(&disk.number).unwrap_or_default()
+}
+
+#[test]
+fn reads_take_time_at_the_cgroup_that_reads_and_stay_with_its_parent() {
+    let collector = Arc::new(collector_with(&[
+        Feature::BlockTimes,
+        Feature::CgroupEvents,
+    ]));
+    let sampler = Sampler::start(Arc::clone(&collector), [], Box::new(|_| ())).expect("sampler");
+    let disk = disk();
+    let top = Cgroup::below(&io_root(), "block");
+    let (reading, idle) = (top.child("reading"), top.child("idle"));
+    let before = host_read_ms(&disk);
+    read_disk(&reading, &disk);
+    let host = host_read_ms(&disk) - before;
+    let seen = times(&collector, &reading, &disk).read_time.0;
+    assert!(seen > 0, "no read time on {}", disk.name);
+    // The host's column is cut to milliseconds.
+    assert!(
+        seen / 1_000_000 <= host + 1,
+        "{seen} ns here, {host} ms on the whole host"
+    );
+    assert_eq!(times(&collector, &idle, &disk), IoTimes::default());
+    assert_eq!(times(&collector, &top, &disk).read_time.0, seen);
+
+    drop(reading);
+    wait_until("the parent has it", || {
+        times(&collector, &top, &disk).read_time.0 == seen
+    });
+    drop(sampler);
+}

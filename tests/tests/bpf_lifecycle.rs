@@ -1,0 +1,358 @@
+//! The eBPF collector starting and stopping: what it leaves behind, which rights it needs,
+//! what is off under which circumstances, and that the sampler's averages are the kernel's.
+//!
+//! The tests fork, so they run one at a time whatever the harness does.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, FromRawFd};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lxcfs_tests::scratch::{Cgroup, Child, Work, collector_with, state_of, wait_until};
+use lxcfs_user::bpf::{Collector, Feature, FeatureState, Options, Sampler};
+
+/// One test at a time: a fork copies only the calling thread, and locks that others hold.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ids of the programs and maps this process holds, as `prog 12` and `map 7`.
+fn held() -> BTreeSet<String> {
+    let mut ids = BTreeSet::new();
+    for entry in std::fs::read_dir("/proc/self/fdinfo")
+        .expect("fdinfo")
+        .flatten()
+    {
+        let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        for line in text.lines() {
+            let mut words = line.split_ascii_whitespace();
+            match (words.next(), words.next()) {
+                (Some("prog_id:"), Some(id)) => ids.insert(format!("prog {id}")),
+                (Some("map_id:"), Some(id)) => ids.insert(format!("map {id}")),
+                _ => false,
+            };
+        }
+    }
+    ids
+}
+
+/// Whether the kernel still has the program or map.
+fn exists(id: &str) -> bool {
+    let (kind, number) = id.split_once(' ').expect("kind and number");
+    let output = Command::new("bpftool")
+        .args([kind, "show", "id", number])
+        .output()
+        .unwrap_or_else(|error| panic!("bpftool: {error}; apt-get install bpftool"));
+    output.status.success()
+}
+
+/// Runs `work` in a forked process and returns what it wrote. The process ends with it.
+fn in_child(work: impl FnOnce(&mut File)) -> (libc::pid_t, File) {
+    let mut fds = [0; 2];
+    // SAFETY: the array has room for both descriptors.
+    assert_eq!(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
+    // SAFETY: the kernel just made both for us.
+    let (reader, mut writer) = unsafe { (File::from_raw_fd(fds[0]), File::from_raw_fd(fds[1])) };
+    // SAFETY: `alone` keeps other tests from holding locks now.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        drop(reader);
+        let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&mut writer)));
+        drop(writer);
+        // SAFETY: ends only this process.
+        unsafe { libc::_exit(i32::from(worked.is_err())) }
+    }
+    (pid, reader)
+}
+
+fn wait_for(pid: libc::pid_t) {
+    // SAFETY: our own child; a null status pointer is allowed.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+}
+
+fn output_of(work: impl FnOnce(&mut File)) -> String {
+    let (pid, mut reader) = in_child(work);
+    let mut text = String::new();
+    reader
+        .read_to_string(&mut text)
+        .expect("the child's report");
+    wait_for(pid);
+    text
+}
+
+fn report(states: &[FeatureState]) -> String {
+    states.iter().map(|state| format!("{state}\n")).collect()
+}
+
+#[test]
+fn dropping_the_collector_leaves_nothing() {
+    let _alone = alone();
+    let before = held();
+    let collector = collector_with(&[Feature::TaskCounts, Feature::CgroupCpu]);
+    let cgroup = Cgroup::new("leak");
+    collector.sample_tasks().expect("sample_tasks");
+    collector
+        .cgroup_cpu(cgroup.open().as_fd())
+        .expect("cgroup_cpu");
+    let ours: Vec<_> = held().difference(&before).cloned().collect();
+    assert!(ours.iter().any(|id| id.starts_with("prog")), "{ours:?}");
+    assert!(ours.iter().all(|id| exists(id)));
+    drop(collector);
+    assert_eq!(held(), before);
+    // Programs and maps are freed after a grace period.
+    wait_until("all are freed", || !ours.iter().any(|id| exists(id)));
+}
+
+#[test]
+fn a_killed_process_leaves_nothing() {
+    let _alone = alone();
+    let (pid, mut reader) = in_child(|out| {
+        let (collector, _) = Collector::start(&Options::default());
+        let sampler = Sampler::start(Arc::new(collector), [], Box::new(|_| ()));
+        let ids: Vec<_> = held().into_iter().collect();
+        writeln!(out, "{}", ids.join(",")).expect("pipe");
+        std::thread::sleep(Duration::from_secs(600));
+        drop(sampler);
+    });
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while reader.read(&mut byte).expect("pipe") == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    let line = String::from_utf8(line).expect("text");
+    let ids: Vec<&str> = line.split(',').filter(|id| !id.is_empty()).collect();
+    assert!(ids.len() > 5 && ids.iter().all(|id| exists(id)), "{ids:?}");
+    // SAFETY: our own child.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    wait_for(pid);
+    wait_until("all are freed", || !ids.iter().any(|id| exists(id)));
+}
+
+#[test]
+fn an_ordinary_user_with_two_capabilities_can_do_everything() {
+    let _alone = alone();
+    let cgroup = Cgroup::new("unprivileged");
+    let child = Child::start(&cgroup, Work::Burn(None));
+    let id = cgroup.id();
+    let directory = cgroup.open();
+    let text = output_of(|out| {
+        become_nobody_with(&[CAP_PERFMON, CAP_BPF]);
+        let (collector, states) = Collector::start(&Options::default());
+        write!(out, "{}", report(&states)).expect("pipe");
+        let sample = collector.sample_tasks().expect("sample_tasks");
+        writeln!(out, "running {}", sample.counts(id).running).expect("pipe");
+        let times = collector.cgroup_cpu(directory.as_fd()).expect("cgroup_cpu");
+        let sum: u64 = times.iter().map(|time| time.user.0 + time.system.0).sum();
+        writeln!(out, "burnt {}", sum > 0).expect("pipe");
+        let inits = collector.containers().is_ok();
+        writeln!(out, "containers {inits}").expect("pipe");
+    });
+    drop(child);
+    assert!(!text.contains(": off"), "{text}");
+    assert!(
+        text.contains("running 1\nburnt true\ncontainers true\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn one_capability_is_not_enough_and_the_remedy_is_named() {
+    let _alone = alone();
+    for capability in [CAP_PERFMON, CAP_BPF] {
+        let text = output_of(|out| {
+            become_nobody_with(&[capability]);
+            let (_, states) = Collector::start(&Options::default());
+            write!(out, "{}", report(&states)).expect("pipe");
+        });
+        assert_eq!(text.matches(": off").count(), Feature::ALL.len(), "{text}");
+        assert!(
+            text.contains("AmbientCapabilities=CAP_BPF CAP_PERFMON"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn in_a_pid_namespace_of_its_own_everything_is_off() {
+    let _alone = alone();
+    let text = output_of(|out| {
+        // SAFETY: no memory is touched.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWPID) }, 0);
+        let inner = output_of(|out| {
+            let (collector, states) = Collector::start(&Options::default());
+            write!(out, "{}", report(&states)).expect("pipe");
+            writeln!(out, "sample {}", collector.sample_tasks().is_ok()).expect("pipe");
+        });
+        write!(out, "{inner}").expect("pipe");
+    });
+    assert_eq!(text.matches(": off").count(), Feature::ALL.len(), "{text}");
+    assert!(
+        text.contains("hostPID: true") && text.contains("sample false"),
+        "{text}"
+    );
+}
+
+#[test]
+fn switched_off_or_without_btf_nothing_is_loaded() {
+    let _alone = alone();
+    let before = held();
+    let table = [
+        (
+            Options {
+                enabled: false,
+                ..Options::default()
+            },
+            "--no-ebpf",
+        ),
+        (
+            Options {
+                btf: PathBuf::from("/nonexistent/vmlinux"),
+                ..Options::default()
+            },
+            "/nonexistent/vmlinux",
+        ),
+        (
+            Options {
+                btf: PathBuf::from("/proc/self/exe"),
+                ..Options::default()
+            },
+            "not BTF",
+        ),
+    ];
+    for (options, reason) in table {
+        let (collector, states) = Collector::start(&options);
+        for feature in Feature::ALL {
+            let state = state_of(&states, feature);
+            assert!(!state.on && state.reason.contains(reason), "{state}");
+            assert!(!collector.has(feature));
+        }
+        assert!(collector.sample_tasks().is_err());
+        assert_eq!(held(), before);
+    }
+}
+
+#[test]
+fn the_sampler_follows_burners_five_levels_deep_as_the_kernel_would() {
+    let _alone = alone();
+    let collector = Arc::new(collector_with(&[Feature::TaskCounts]));
+    let sampler = Sampler::start(collector, [], Box::new(|_| ())).expect("sampler");
+    let mut levels = vec![Cgroup::new("load")];
+    for _ in 0..5 {
+        let below = levels.last().expect("a level").child("below");
+        levels.push(below);
+    }
+    let burner = Child::start(&levels[5], Work::Burn(None));
+    let top = levels[0].id();
+
+    // Counts can be had at once, averages come with the grid.
+    let fresh = sampler.fresh(Duration::ZERO).expect("fresh");
+    assert_eq!(fresh.counts(top).running, 1);
+    assert_eq!(sampler.state(top).avenrun, [0; 3]);
+    let start = Instant::now();
+    wait_until("the first grid point", || sampler.state(top).avenrun[0] > 0);
+    assert!(start.elapsed() < Duration::from_secs(11));
+    // What a kernel shows five seconds after its only task began to run: 0.08 0.02 0.01.
+    for level in &levels {
+        assert_eq!(sampler.state(level.id()).avenrun, [164, 34, 11]);
+    }
+    wait_until("the second grid point", || {
+        sampler.state(top).avenrun[0] > 164
+    });
+    assert_eq!(sampler.state(top).avenrun[0], 315);
+
+    drop(burner);
+    wait_until("the load falls", || sampler.state(top).avenrun[0] < 315);
+    let exported = sampler.export();
+    assert!(
+        exported
+            .iter()
+            .any(|(id, load)| *id == top && load.avenrun()[0] > 0)
+    );
+    while levels.pop().is_some() {}
+}
+
+#[test]
+fn a_removed_cgroup_leaves_the_averages_at_once_and_restored_ones_go_on() {
+    let _alone = alone();
+    let features = [Feature::TaskCounts, Feature::CgroupEvents];
+    let collector = Arc::new(collector_with(&features));
+    let cgroup = Cgroup::new("evicted");
+    let id = cgroup.id();
+    let burner = Child::start(&cgroup, Work::Burn(None));
+    let first = Sampler::start(collector, [], Box::new(|_| ())).expect("sampler");
+    // Running before the first sample: its present load is taken for its past.
+    assert_eq!(first.state(id).avenrun, [2048; 3]);
+    let state = first.export();
+    drop(first);
+
+    let seen = Arc::new(Mutex::new(0));
+    let handler = Arc::clone(&seen);
+    let collector = Arc::new(collector_with(&features));
+    let second = Sampler::start(
+        collector,
+        state,
+        Box::new(move |_| *handler.lock().unwrap_or_else(PoisonError::into_inner) += 1),
+    )
+    .expect("sampler");
+    assert_eq!(second.state(id).avenrun, [2048; 3]);
+    drop(burner);
+    drop(cgroup);
+    wait_until("the removal is noticed", || {
+        second.export().iter().all(|(known, _)| *known != id)
+    });
+    assert!(*seen.lock().unwrap_or_else(PoisonError::into_inner) > 0);
+}
+
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilityWord {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Becomes uid 65534 with these capabilities and no others. In a forked process only.
+fn become_nobody_with(capabilities: &[u32]) {
+    let mut words = [CapabilityWord::default(); 2];
+    for capability in capabilities {
+        let word = &mut words[*capability as usize / 32];
+        word.effective |= 1 << (capability % 32);
+        word.permitted |= 1 << (capability % 32);
+    }
+    let header = CapabilityHeader {
+        version: 0x2008_0522,
+        pid: 0,
+    };
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: all pointers are to locals of the right types; the process is ours alone.
+    unsafe {
+        // Before 5.11 maps are locked memory; a service manager raises the limit.
+        libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited);
+        assert_eq!(libc::prctl(libc::PR_SET_KEEPCAPS, 1), 0);
+        assert_eq!(libc::setgroups(0, std::ptr::null()), 0);
+        assert_eq!(libc::setresgid(65534, 65534, 65534), 0);
+        assert_eq!(libc::setresuid(65534, 65534, 65534), 0);
+        assert_eq!(
+            libc::syscall(libc::SYS_capset, &raw const header, words.as_ptr()),
+            0
+        );
+    }
+}

@@ -1,0 +1,251 @@
+//! Whole files, byte for byte, for containers recorded on real kernels.
+//!
+//! `tests/captures/README.md` says how to record, and how to renew what is expected here
+//! after a change that is meant: `LXCFS_BLESS=1 cargo test -p lxcfs-tests --test native_golden`,
+//! then read the difference.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use lxcfs_common::catalogue::{CATALOGUE, Kind, Node, by_path};
+use lxcfs_tests::capture::{Capture, Case, Recording};
+use lxcfs_user::policy::ViewPolicy;
+use lxcfs_user::snapshot::Origin;
+
+/// Every recorded machine and its directory, unpacked once for all tests.
+fn captures() -> &'static [(PathBuf, Capture)] {
+    static CAPTURES: OnceLock<Vec<(PathBuf, Capture)>> = OnceLock::new();
+    CAPTURES.get_or_init(|| {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures");
+        let entries = fs::read_dir(&directory).expect("tests/captures");
+        let mut found: Vec<_> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.join("tree").is_file())
+            .map(|path| {
+                let name = path.file_name().unwrap_or_default();
+                let root = Path::new(env!("CARGO_TARGET_TMPDIR"))
+                    .join("captures")
+                    .join(name);
+                let capture = Capture::load(&path.join("tree"), &root);
+                (path, capture)
+            })
+            .collect();
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        assert!(
+            found.len() >= 6,
+            "captures are missing, there are only {}",
+            found.len()
+        );
+        found
+    })
+}
+
+fn node(path: &str) -> Node {
+    Node::Fixed(by_path(path).expect("a path of the catalogue"))
+}
+
+/// Every file of the catalogue; the ones that only repeat the machine only for one case.
+fn rendered(recording: &Recording, case: &Case) -> String {
+    let mut text = String::new();
+    for entry in CATALOGUE.iter().filter(|entry| entry.kind != Kind::Dir) {
+        if entry.path == "proc/cpuinfo" && case.name != "plain" {
+            continue;
+        }
+        let shown = recording.render(Node::Fixed(entry), &ViewPolicy::default());
+        let shown = shown.unwrap_or_else(|error| format!("({error})\n"));
+        // Writing to a String cannot fail.
+        let _ = write!(text, "==> /{} <==\n{shown}", entry.path);
+    }
+    let _ = writeln!(text, "==> what decided <==");
+    for (path, lines) in [
+        (
+            "proc/meminfo",
+            &[
+                "MemTotal",
+                "MemFree",
+                "Cached",
+                "KernelStack",
+                "SwapTotal",
+                "SwapFree",
+            ][..],
+        ),
+        ("proc/stat", &["cpu", "cpu0"][..]),
+        ("proc/uptime", &[""][..]),
+        ("proc/diskstats", &[""][..]),
+    ] {
+        let explained = recording.explain(node(path), &ViewPolicy::default());
+        for line in explained.expect(path) {
+            if lines.contains(&line.line.as_str()) {
+                let origin = origin(&line.origin);
+                let _ = writeln!(text, "{path} {}: {origin}: {}", line.line, line.rule);
+            }
+        }
+    }
+    text
+}
+
+fn origin(origin: &Origin) -> String {
+    match origin {
+        Origin::Cgroup {
+            file, levels_up, ..
+        } => format!("{file}, {levels_up} up"),
+        Origin::Host(file) => format!("host's {file}"),
+        Origin::Bpf(program) => format!("eBPF {program}"),
+        Origin::Derived(rule) => format!("from {rule}"),
+        Origin::Unavailable(reason) => format!("unavailable, {reason}"),
+    }
+}
+
+#[test]
+fn every_recorded_container_sees_exactly_what_is_expected() {
+    let bless = std::env::var_os("LXCFS_BLESS").is_some();
+    let mut different = Vec::new();
+    for (directory, capture) in captures() {
+        for case in &capture.cases {
+            let shown = rendered(&capture.open(case), case);
+            let path = directory.join(format!("{}.expect", case.name));
+            if bless {
+                fs::write(&path, &shown).expect("a writable source tree");
+                continue;
+            }
+            let expected = fs::read_to_string(&path).unwrap_or_default();
+            let first = expected
+                .lines()
+                .zip(shown.lines())
+                .find(|(expected, shown)| expected != shown);
+            if expected != shown {
+                different.push(format!("{}: first difference {first:?}", path.display()));
+            }
+        }
+    }
+    assert!(
+        different.is_empty(),
+        "{}\nif this is meant: LXCFS_BLESS=1 cargo test -p lxcfs-tests --test native_golden",
+        different.join("\n")
+    );
+}
+
+/// Value of a line of one file, of every capture that has the case.
+fn values(case: &str, path: &str, label: &str) -> Vec<(String, u64)> {
+    let mut found = Vec::new();
+    for (directory, capture) in captures() {
+        let Some(case) = capture.cases.iter().find(|known| known.name == case) else {
+            continue;
+        };
+        let text = capture
+            .open(case)
+            .render(node(path), &ViewPolicy::default());
+        let text = text.expect(path);
+        let line = text.lines().find_map(|line| line.strip_prefix(label));
+        let value = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        let name = directory.display().to_string();
+        let value = value.unwrap_or_else(|| panic!("{name}: no {label} in\n{text}"));
+        found.push((name, value));
+    }
+    assert!(!found.is_empty(), "no capture has the case {case}");
+    found
+}
+
+#[test]
+fn the_limit_of_an_ancestor_is_the_memory_of_a_nested_container_f14() {
+    for (capture, total) in values("nested", "proc/meminfo", "MemTotal:") {
+        assert_eq!(total, 200 * 1024, "{capture}");
+    }
+}
+
+#[test]
+fn what_a_sibling_uses_of_the_pods_limit_is_not_free_f14() {
+    for (capture, free) in values("pod", "proc/meminfo", "MemFree:") {
+        // 200 MiB, of which the sibling has 64 and both have an interpreter.
+        assert!((80 * 1024..136 * 1024).contains(&free), "{capture}: {free}");
+    }
+}
+
+#[test]
+fn memory_not_enabled_in_the_leaf_is_the_ancestors_f11() {
+    for (capture, total) in values("not-enabled", "proc/meminfo", "MemTotal:") {
+        assert_eq!(total, 128 * 1024, "{capture}");
+    }
+}
+
+#[test]
+fn a_cpuset_narrower_than_asked_for_shows_one_cpu_f10() {
+    for path in ["proc/stat", "sys/devices/system/cpu/kernel_max"] {
+        let label = if path == "proc/stat" { "cpu0 " } else { "" };
+        assert!(!values("cpuset", path, label).is_empty());
+    }
+    for (capture, last) in values("cpuset", "sys/devices/system/cpu/kernel_max", "") {
+        assert_eq!(last, 0, "{capture}");
+    }
+}
+
+#[test]
+fn mlocked_shmem_wraps_nothing_f8() {
+    for (capture, anon) in values("mlocked", "proc/meminfo", "AnonPages:") {
+        assert!(anon < 40 * 1024, "{capture}: {anon}");
+    }
+    // The kernel's counters are exact to a batch of pages per CPU.
+    for (capture, shmem) in values("mlocked", "proc/meminfo", "Shmem:") {
+        assert!(shmem >= 39 * 1024, "{capture}: {shmem}");
+    }
+}
+
+#[test]
+fn a_swap_limit_of_zero_shows_no_swap() {
+    for (capture, total) in values("swap-off", "proc/meminfo", "SwapTotal:") {
+        assert_eq!(total, 0, "{capture}");
+    }
+}
+
+#[test]
+fn v1_swap_is_the_memsw_limit_less_the_memory_limit() {
+    for (capture, total) in values("memsw", "proc/meminfo", "SwapTotal:") {
+        assert_eq!(total, 100 * 1024, "{capture}");
+    }
+    for (capture, free) in values("memsw", "proc/meminfo", "SwapFree:") {
+        assert!(free < 70 * 1024, "{capture}: {free}");
+    }
+}
+
+#[test]
+fn stat_has_all_the_time_the_kernel_charged_f1() {
+    for (directory, capture) in captures() {
+        let record = fs::read_to_string(directory.join("tree")).expect("a record");
+        let section = |file: &str| {
+            let start = record.split_once(&format!("/lxcfs-capture/plain/{file} <==\n"));
+            start.and_then(|(_, rest)| rest.split("==>").next())
+        };
+        let number = |text: &str| text.trim().parse::<u64>().ok();
+        let v1 = section("cpuacct.usage").and_then(number);
+        let v2 = || {
+            let line = section("cpu.stat")?
+                .lines()
+                .find(|l| l.starts_with("usage_usec"))?;
+            Some(number(line.strip_prefix("usage_usec")?)? * 1000)
+        };
+        let charged = v1.or_else(v2).expect("the record has the time used");
+        let case = capture.cases.iter().find(|case| case.name == "plain");
+        let recording = capture.open(case.expect("every capture has the case plain"));
+        let text = recording.render(node("proc/stat"), &ViewPolicy::default());
+        let text = text.expect("/proc/stat");
+        let total = text
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix("cpu "));
+        let ticks = total.expect("a line for all CPUs").split_whitespace();
+        let used: u64 = ticks.take(3).flat_map(str::parse::<u64>).sum();
+        // Each of three columns is rounded down by itself.
+        let expected = charged / 10_000_000;
+        assert!(
+            used <= expected && expected <= used + 3,
+            "{used} {expected} {text}"
+        );
+        assert!(
+            expected > 50,
+            "{}: the workload was to burn",
+            directory.display()
+        );
+    }
+}

@@ -436,27 +436,30 @@ pub fn cpu_time(chain: &Chain) -> Found<CpuTime> {
             origin: origin(v2::file::CPU_STAT),
         }));
     }
-    let per_cpu = dir.read(v1::file::CPUACCT_USAGE_ALL, v1::usage_all)?;
-    if let Some(per_cpu) = per_cpu.filter(|rows| !rows.is_empty()) {
-        let user: Nsec = per_cpu.iter().map(|row| row.user).sum();
-        let system = per_cpu.iter().map(|row| row.system).sum();
-        return Ok(Some(CpuTime {
-            usage: user.plus(system),
-            user,
-            system,
-            per_cpu: Some(per_cpu),
-            origin: origin(v1::file::CPUACCT_USAGE_ALL),
-        }));
-    }
     let usage = dir.read(v1::file::CPUACCT_USAGE, str::to_owned)?;
     let stat = dir.read(v1::file::CPUACCT_STAT, str::to_owned)?;
-    let times = usage.and_then(|usage| v1::usage(&usage, stat.as_deref().unwrap_or("")));
+    let exact = usage.and_then(|usage| v1::usage(&usage, stat.as_deref().unwrap_or("")));
+    let per_cpu = dir.read(v1::file::CPUACCT_USAGE_ALL, v1::usage_all)?;
+    let per_cpu = per_cpu.filter(|rows| !rows.is_empty());
+    let file = match per_cpu {
+        Some(_) => v1::file::CPUACCT_USAGE_ALL,
+        None => v1::file::CPUACCT_USAGE,
+    };
+    let summed = || {
+        let rows = per_cpu.as_ref()?;
+        let user: Nsec = rows.iter().map(|row| row.user).sum();
+        let system = rows.iter().map(|row| row.system).sum();
+        Some((user.plus(system), user, system))
+    };
+    // Since 5.16 usage_all counts ticks, which miss what runs between them: it tells the
+    // CPUs apart, but how much was used only cpuacct.usage knows.
+    let times = exact.or_else(summed);
     Ok(times.map(|(usage, user, system)| CpuTime {
         usage,
         user,
         system,
-        per_cpu: None,
-        origin: origin(v1::file::CPUACCT_USAGE),
+        per_cpu,
+        origin: origin(file),
     }))
 }
 

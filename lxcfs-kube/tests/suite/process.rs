@@ -29,15 +29,15 @@ pub(crate) struct Webhook {
 impl Webhook {
     /// Starts it on free ports.
     pub(crate) fn start(arguments: &[&str], kubeconfig: Option<&Path>) -> Self {
+        Self::start_on("127.0.0.1", arguments, kubeconfig)
+    }
+
+    /// Starts it on free ports, reviews at this address.
+    pub(crate) fn start_on(address: &str, arguments: &[&str], kubeconfig: Option<&Path>) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lxcfs-webhook"));
         command
-            .args([
-                "webhook",
-                "--listen",
-                "127.0.0.1:0",
-                "--admin-listen",
-                "127.0.0.1:0",
-            ])
+            .args(["webhook", "--admin-listen", "127.0.0.1:0"])
+            .args(["--listen", &format!("{address}:0")])
             .args(["--certificate-check-seconds", "1"])
             .args(arguments)
             .env("LXCFS_LOG", "debug")

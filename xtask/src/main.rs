@@ -3,6 +3,7 @@
 //! Each subcommand lives in a file of its own that holds its arguments and its `run` function;
 //! this file only lists them. To add one: write the file, add a variant and a match arm here.
 
+mod apiserver;
 mod bench;
 mod build_ebpf;
 mod check;
@@ -37,6 +38,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Apiserver(apiserver::Args),
     Bench(bench::Args),
     BuildEbpf(build_ebpf::Args),
     Check(check::Args),
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Apiserver(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::BuildEbpf(args) => args.run(),
         Command::Check(args) => args.run(),

@@ -19,6 +19,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub(crate) struct Suite {
     name: &'static str,
     architecture: &'static str,
+    // Source packages instead of built ones.
+    sources: bool,
     state: PathBuf,
 }
 
@@ -28,6 +30,7 @@ impl Suite {
         Self {
             name,
             architecture: "amd64",
+            sources: false,
             state: cache.path(&format!("apt/{name}")),
         }
         .update()
@@ -38,7 +41,19 @@ impl Suite {
         Self {
             name,
             architecture: "arm64",
+            sources: false,
             state: cache.path(&format!("apt/{name}-arm64")),
+        }
+        .update()
+    }
+
+    /// The same for source packages.
+    pub(crate) fn fetch_sources(cache: &Cache, name: &'static str) -> Result<Self> {
+        Self {
+            name,
+            architecture: "amd64",
+            sources: true,
+            state: cache.path(&format!("apt/{name}-sources")),
         }
         .update()
     }
@@ -50,10 +65,11 @@ impl Suite {
             fs::create_dir_all(suite.state.join(directory))?;
         }
         fs::write(suite.state.join("status"), "")?;
-        fs::write(
-            suite.state.join("sources.list"),
-            sources(name, &mirror::find()?),
-        )?;
+        let mut lines = sources(name, &mirror::find()?);
+        if suite.sources {
+            lines = lines.replace("deb [", "deb-src [");
+        }
+        fs::write(suite.state.join("sources.list"), lines)?;
         println!("Fetching the package lists of Debian {name}");
         run(suite.apt("apt-get").args(["update", "-qq"]))
             .with_context(|| format!("cannot read the package lists of Debian {name}"))?;
@@ -120,6 +136,38 @@ impl Suite {
         }
         fs::remove_dir_all(debs)?;
         Ok(())
+    }
+
+    /// Downloads a source package, checked against the signed lists, and unpacks it with
+    /// Debian's patches into a directory below `directory`.
+    pub(crate) fn source(&self, package: &str, directory: &Path) -> Result<PathBuf> {
+        println!(
+            "Downloading the source of {package} from Debian {}",
+            self.name
+        );
+        run(self.apt("apt-get").current_dir(directory).args([
+            "source",
+            "-qq",
+            "--download-only",
+            package,
+        ]))?;
+        let mut descriptions = fs::read_dir(directory)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "dsc"));
+        let Some(description) = descriptions.next() else {
+            bail!(
+                "apt-get left no .dsc file of {package} in {}",
+                directory.display()
+            );
+        };
+        let tree = directory.join("source");
+        // apt has checked the signature already; dpkg-source would want the uploader's key.
+        run(Command::new("dpkg-source")
+            .args(["--no-check", "-x"])
+            .arg(&description)
+            .arg(&tree))
+        .context("cannot unpack a source package: apt-get install dpkg-dev")?;
+        Ok(tree)
     }
 
     fn apt(&self, program: &str) -> Command {

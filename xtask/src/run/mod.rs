@@ -89,7 +89,7 @@ impl Daemon {
             .with_context(|| format!("cannot create {}", runtime.display()))?;
         let mut command = Command::new(&binary);
         command
-            .arg("--runtime-dir")
+            .args(["--log-level", "warn", "--runtime-dir"])
             .arg(&runtime)
             .arg(mountpoint)
             .stdin(Stdio::null());
@@ -127,11 +127,9 @@ impl Daemon {
     /// Gives the container the files that its definition could not name.
     fn attach(&self, pid: &str) -> Result<()> {
         let mut attach = Command::new(&self.binary);
-        attach.arg("attach").arg("--runtime-dir").arg(&self.runtime);
         attach
-            .arg("--mountpoint")
-            .arg(&self.mountpoint)
-            .args(["--pid", pid]);
+            .args(["attach", "--pid", pid, "--mount"])
+            .arg(&self.mountpoint);
         run(attach.stdout(Stdio::null())).context("the rest of the files could not be attached")
     }
 

@@ -145,9 +145,16 @@ impl Filesystem for Adapter {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        // read(2) names its owner (`fuse_direct_io`). Without one the kernel fills the page
+        // cache, for sendfile(2), splice(2) or mmap(2), and would give the text of this
+        // caller to every other one. Refused, programs fall back to read(2).
+        if lock_owner.is_none() {
+            reply.error(fuser::Errno::EINVAL);
+            return self.done(req);
+        }
         let read = Read {
             caller: caller(req),
             ino: ino.0,

@@ -106,9 +106,13 @@ impl Vfs {
             .ok_or_else(|| Refusal::NotFound.into())
     }
 
+    fn attr(&self, node: Node) -> Attr {
+        tree::attr(node, self.engine.possible_cpus().len())
+    }
+
     fn file(&self, ino: Ino) -> Result<Node, Errno> {
         let node = self.node(ino)?;
-        if tree::attr(node).is_dir {
+        if tree::is_dir(node) {
             Err(Refusal::IsADirectory.into())
         } else {
             Ok(node)
@@ -120,7 +124,7 @@ impl Vfs {
     /// # Errors
     /// ENOENT.
     pub fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {
-        Ok(tree::attr(self.node(ino)?))
+        Ok(self.attr(self.node(ino)?))
     }
 
     /// Attributes of the child `name` of directory `parent`.
@@ -129,12 +133,12 @@ impl Vfs {
     /// ENOENT, ENOTDIR.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, Errno> {
         let node = self.node(parent)?;
-        if !tree::attr(node).is_dir {
+        if !tree::is_dir(node) {
             return Err(Refusal::NotADirectory.into());
         }
         let name = std::str::from_utf8(name).map_err(|_not_ours| Refusal::NotFound)?;
         tree::lookup(&*self.engine, node, name)
-            .map(tree::attr)
+            .map(|node| self.attr(node))
             .ok_or_else(|| Refusal::NotFound.into())
     }
 
@@ -249,7 +253,7 @@ impl Vfs {
     /// ENOTDIR, ENOENT, those of the engine.
     pub fn readdir(&self, caller: Caller, ino: Ino, cookie: u64) -> Result<Vec<DirEntry>, Errno> {
         let node = self.node(ino)?;
-        if !tree::attr(node).is_dir {
+        if !tree::is_dir(node) {
             return Err(Refusal::NotADirectory.into());
         }
         // No inode below 1 exists, so small cookies are free; fixed entries start at 2.

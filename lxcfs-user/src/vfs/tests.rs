@@ -178,7 +178,10 @@ fn names_that_are_not_there() {
 fn sizes_and_modes_are_those_of_the_kernel() {
     let vfs = vfs(10);
     let meminfo = path(&vfs, "proc/meminfo").unwrap();
-    assert_eq!((meminfo.size, meminfo.mode, meminfo.nlink), (0, 0o444, 1));
+    assert_eq!(
+        (meminfo.size, meminfo.mode, meminfo.nlink),
+        (8192, 0o444, 1)
+    );
     assert_eq!(path(&vfs, "proc/slabinfo").unwrap().mode, 0o400);
     let online = path(&vfs, "sys/devices/system/cpu/online").unwrap();
     assert_eq!((online.size, online.mode), (4096, 0o444));

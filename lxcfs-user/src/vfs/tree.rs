@@ -4,7 +4,8 @@
 //! LOOKUP and GETATTR need no caller and the kernel may cache their answers for an hour.
 
 use lxcfs_common::catalogue::{
-    self, CATALOGUE, CPU_TEMPLATE, Entry, Ino, Kind, NODE_TEMPLATE, Node, Template, TemplateKind,
+    self, CATALOGUE, CPU_TEMPLATE, Entry, FileId, Ino, Kind, NODE_TEMPLATE, Node, Template,
+    TemplateKind,
 };
 
 use crate::cpuset::CpuSet;
@@ -19,7 +20,7 @@ pub struct Attr {
     pub is_dir: bool,
     /// Permission bits.
     pub mode: u16,
-    /// 0 below `/proc`, 4096 below `/sys`, as in the kernel's own file systems.
+    /// 4096 below `/sys`, as in the kernel's own; below `/proc` see [`announced_size`].
     pub size: u64,
     /// Hard links: for a directory 2 plus its fixed subdirectories.
     pub nlink: u32,
@@ -52,9 +53,39 @@ pub fn exists(engine: &dyn Engine, node: Node) -> bool {
     }
 }
 
-/// Attributes of `node`.
-pub fn attr(node: Node) -> Attr {
-    let (ino, is_dir, mode, in_sysfs, subdirs) = match node {
+/// Size announced for a file below `/proc`. The kernel's own say 0, which is not possible
+/// here: `sendfile(2)` and `splice(2)`, which busybox's `cat` tries first, take a FUSE file
+/// of size 0 for empty (`filemap_splice_read`). So it is a bound that content rarely
+/// exceeds, because some readers (Node's `readFile`) stop there; and small, because GNU
+/// `tail` begins at most 8 KiB before it.
+fn announced_size(id: FileId, possible_cpus: u32) -> u64 {
+    const LEAST: u64 = 8192;
+    let per_cpu = match id {
+        FileId::Cpuinfo => 2048,
+        FileId::Stat => 128,
+        _ => 0,
+    };
+    (u64::from(possible_cpus) * per_cpu)
+        .max(LEAST)
+        .next_multiple_of(LEAST)
+}
+
+/// Whether `node` is a directory.
+pub fn is_dir(node: Node) -> bool {
+    attr(node, 0).is_dir
+}
+
+/// Attributes of `node` on a machine with that many possible CPUs.
+pub fn attr(node: Node, possible_cpus: u32) -> Attr {
+    let size = match node {
+        Node::Fixed(Entry {
+            kind: Kind::File(id),
+            path,
+            ..
+        }) if !path.starts_with("sys") => announced_size(*id, possible_cpus),
+        _ => 4096,
+    };
+    let (ino, is_dir, mode, subdirs) = match node {
         Node::Fixed(entry) => {
             let is_dir = entry.kind == Kind::Dir;
             let subdirs = if is_dir {
@@ -64,13 +95,7 @@ pub fn attr(node: Node) -> Attr {
             } else {
                 0
             };
-            (
-                entry.ino,
-                is_dir,
-                entry.mode,
-                entry.path.starts_with("sys"),
-                subdirs,
-            )
+            (entry.ino, is_dir, entry.mode, subdirs)
         }
         Node::Cpu(cpu, index) => {
             let ino = catalogue::cpu_ino(cpu, index).unwrap_or_default();
@@ -85,24 +110,20 @@ pub fn attr(node: Node) -> Attr {
         ino,
         is_dir,
         mode,
-        size: if in_sysfs && !is_dir { 4096 } else { 0 },
+        size: if is_dir { 0 } else { size },
         nlink: if is_dir { 2 + subdirs as u32 } else { 1 },
     }
 }
 
-fn template_attr(
-    ino: Ino,
-    table: &'static [Template],
-    index: usize,
-) -> (Ino, bool, u16, bool, usize) {
+fn template_attr(ino: Ino, table: &'static [Template], index: usize) -> (Ino, bool, u16, usize) {
     let Some(template) = table.get(index) else {
-        return (ino, false, 0, true, 0);
+        return (ino, false, 0, 0);
     };
     let is_dir = template.kind == TemplateKind::Dir;
     let subdirs = template_children(table, template.path)
         .filter(|(_, child)| is_dir && child.kind == TemplateKind::Dir)
         .count();
-    (ino, is_dir, template.mode, true, subdirs)
+    (ino, is_dir, template.mode, subdirs)
 }
 
 /// `child` relative to `parent` when it is exactly one level below.

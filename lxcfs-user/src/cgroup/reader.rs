@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, openat};
@@ -65,6 +65,7 @@ pub struct Dir {
     files: Mutex<Vec<(&'static str, Slot)>>,
     used: AtomicU64,
     budget: Arc<Budget>,
+    kept: Weak<Kept>,
 }
 
 #[derive(Clone, Debug)]
@@ -184,7 +185,16 @@ impl Dir {
             _ => {}
         }
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let opened = openat(&self.fd, name, flags, Mode::empty());
+        let open = || openat(&self.fd, name, flags, Mode::empty());
+        let opened = match open() {
+            Err(nix::Error::EMFILE | nix::Error::ENFILE) => {
+                drop(files);
+                self.make_room();
+                files = self.lock();
+                open()
+            }
+            opened => opened,
+        };
         let slot = match opened {
             Ok(fd) => {
                 self.budget.open.fetch_add(1, Ordering::Relaxed);
@@ -211,7 +221,17 @@ impl Dir {
             Some((_, known)) => *known = slot,
             None => files.push((name, slot)),
         }
+        drop(files);
+        if self.budget.open.load(Ordering::Relaxed) > self.budget.limit {
+            self.make_room();
+        }
         Ok(opened)
+    }
+
+    fn make_room(&self) {
+        if let Some(kept) = self.kept.upgrade() {
+            kept.make_room();
+        }
     }
 
     /// Reads `name`, a file the kernel generates in one piece. `None`: this cgroup has no
@@ -360,6 +380,12 @@ pub struct Reader {
     roots: Vec<(Version, File)>,
     /// Path prefix of every mount point: `/` on the machine, a directory in tests.
     mount_points: Vec<PathBuf>,
+    kept: Arc<Kept>,
+}
+
+/// The kept directories and what they cost.
+#[derive(Debug)]
+struct Kept {
     dirs: Mutex<Dirs>,
     budget: Arc<Budget>,
 }
@@ -385,17 +411,19 @@ impl Reader {
         Ok(Self {
             roots,
             mount_points,
-            dirs: Mutex::default(),
-            budget: Arc::new(Budget {
-                open: AtomicUsize::new(0),
-                limit: descriptors.max(64),
-                epoch: AtomicU64::new(1),
+            kept: Arc::new(Kept {
+                dirs: Mutex::default(),
+                budget: Arc::new(Budget {
+                    open: AtomicUsize::new(0),
+                    limit: descriptors.max(64),
+                    epoch: AtomicU64::new(1),
+                }),
             }),
         })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Dirs> {
-        self.dirs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock()
     }
 
     /// Where a hierarchy is mounted, below the reader's root.
@@ -433,7 +461,7 @@ impl Reader {
         let fd = match open() {
             // Out of descriptors: the coldest make room.
             Err(nix::Error::EMFILE | nix::Error::ENFILE) => {
-                self.make_room();
+                self.kept.make_room();
                 open()
             }
             opened => opened,
@@ -453,8 +481,8 @@ impl Reader {
                 source,
             })?
             .ino();
-        if self.budget.open.fetch_add(1, Ordering::Relaxed) >= self.budget.limit {
-            self.make_room();
+        if self.kept.budget.open.fetch_add(1, Ordering::Relaxed) >= self.kept.budget.limit {
+            self.kept.make_room();
         }
         let dir = Arc::new(Dir {
             hierarchy,
@@ -463,8 +491,9 @@ impl Reader {
             fd: file.into(),
             inode,
             files: Mutex::default(),
-            used: AtomicU64::new(self.budget.epoch.load(Ordering::Relaxed)),
-            budget: self.budget.clone(),
+            used: AtomicU64::new(self.kept.budget.epoch.load(Ordering::Relaxed)),
+            budget: self.kept.budget.clone(),
+            kept: Arc::downgrade(&self.kept),
         });
         self.lock().insert((hierarchy, path.into()), dir.clone());
         Ok(dir)
@@ -497,13 +526,13 @@ impl Reader {
     /// How many descriptors are kept open.
     #[must_use]
     pub fn descriptors(&self) -> usize {
-        self.budget.open.load(Ordering::Relaxed)
+        self.kept.budget.open.load(Ordering::Relaxed)
     }
 
     /// To be called every few seconds: closes the files of cgroups that nobody has read for
     /// `idle` calls, and forgets directories that nobody holds.
     pub fn sweep(&self, idle: u64) {
-        let now = self.budget.epoch.fetch_add(1, Ordering::Relaxed);
+        let now = self.kept.budget.epoch.fetch_add(1, Ordering::Relaxed);
         let mut dropped = Vec::new();
         self.lock().retain(|_, dir| {
             if now.saturating_sub(dir.used.load(Ordering::Relaxed)) < idle {
@@ -516,9 +545,15 @@ impl Reader {
             dropped.push(dir.clone());
             false
         });
-        if self.descriptors() > self.budget.limit {
-            self.make_room();
+        if self.descriptors() > self.kept.budget.limit {
+            self.kept.make_room();
         }
+    }
+}
+
+impl Kept {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Dirs> {
+        self.dirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes the files of the coldest directories until a quarter of the budget is free.
@@ -528,7 +563,7 @@ impl Reader {
         self.budget.epoch.fetch_add(1, Ordering::Relaxed);
         let wanted = self.budget.limit / 4 * 3;
         for dir in dirs {
-            if self.descriptors() <= wanted {
+            if self.budget.open.load(Ordering::Relaxed) <= wanted {
                 break;
             }
             dir.close_files();

@@ -83,9 +83,14 @@ pub struct LiveEngine {
     fallbacks: Arc<Fallbacks>,
 }
 
+/// Raises the soft limit to the hard one, and takes half of it.
 fn default_descriptors() -> usize {
-    use nix::sys::resource::{Resource, getrlimit};
-    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let limit = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    };
     usize::try_from(limit / 2).unwrap_or(usize::MAX).min(16_384)
 }
 

@@ -78,6 +78,25 @@ fn descriptors_stay_within_the_budget_and_files_come_back() {
 }
 
 #[test]
+fn files_of_held_directories_stay_within_the_budget_too() {
+    let names: Vec<String> = (0..50)
+        .flat_map(|n| ["max", "high", "stat"].map(|file| format!("c{n}/memory.{file}")))
+        .collect();
+    let files: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "7\n")).collect();
+    let (root, layout) = tree(&files);
+    let reader = Reader::new(&layout, root.path(), 100).unwrap();
+    let held: Vec<_> = (0..50)
+        .map(|n| reader.dir(0, &format!("/c{n}")).unwrap())
+        .collect();
+    for dir in held.iter().chain(&held) {
+        for file in ["memory.max", "memory.high", "memory.stat"] {
+            assert_eq!(text(dir, file).as_deref(), Some("7\n"));
+            assert!(reader.descriptors() <= 100, "{}", reader.descriptors());
+        }
+    }
+}
+
+#[test]
 fn directories_that_nobody_reads_are_let_go() {
     let (root, layout) = tree(&[("a/memory.max", "1"), ("b/memory.max", "1")]);
     let reader = Reader::new(&layout, root.path(), 100).unwrap();

@@ -35,12 +35,19 @@ struct CompletionArguments {
     bytes: u64,
 }
 
-/// Arguments of `block_bio_backmerge` and `block_bio_frontmerge`.
+/// Arguments of `block_bio_backmerge` and `block_bio_frontmerge` since 5.11.
 #[repr(C)]
 struct MergeArguments {
-    first: Address,
-    second: Address,
-    third: Address,
+    bio: Address,
+}
+
+/// The same before 5.11. A program of its own: with one program and a choice, LLVM moves the
+/// context pointer before loading, which the verifier refuses.
+#[repr(C)]
+struct OldMergeArguments {
+    queue: Address,
+    request: Address,
+    bio: Address,
 }
 
 #[unsafe(no_mangle)]
@@ -61,28 +68,42 @@ extern "C" fn block_done_pr(context: *const CompletionArguments) -> i32 {
 #[unsafe(link_section = "tp_btf/block_backmerge")]
 extern "C" fn block_backmerge(context: *const MergeArguments) -> i32 {
     // SAFETY: as above.
-    unsafe { merged::<Direct>(context) }
+    unsafe { merged::<Direct>((*context).bio) }
 }
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tp_btf/block_backmerge_pr")]
 extern "C" fn block_backmerge_pr(context: *const MergeArguments) -> i32 {
     // SAFETY: as above.
-    unsafe { merged::<Probe>(context) }
+    unsafe { merged::<Probe>((*context).bio) }
 }
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tp_btf/block_frontmerge")]
 extern "C" fn block_frontmerge(context: *const MergeArguments) -> i32 {
     // SAFETY: as above.
-    unsafe { merged::<Direct>(context) }
+    unsafe { merged::<Direct>((*context).bio) }
 }
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tp_btf/block_frontmerge_pr")]
 extern "C" fn block_frontmerge_pr(context: *const MergeArguments) -> i32 {
     // SAFETY: as above.
-    unsafe { merged::<Probe>(context) }
+    unsafe { merged::<Probe>((*context).bio) }
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tp_btf/block_backmerge_old")]
+extern "C" fn block_backmerge_old(context: *const OldMergeArguments) -> i32 {
+    // SAFETY: as above.
+    unsafe { merged::<Probe>((*context).bio) }
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tp_btf/block_frontmerge_old")]
+extern "C" fn block_frontmerge_old(context: *const OldMergeArguments) -> i32 {
+    // SAFETY: as above.
+    unsafe { merged::<Probe>((*context).bio) }
 }
 
 /// `BPF_XADD`: requests finish on all CPUs at once. `core` offers no atomic addition for
@@ -187,17 +208,9 @@ unsafe fn completed<M: Memory>(request: Address, bytes: u32) -> i32 {
 }
 
 #[inline(always)]
-unsafe fn merged<M: Memory>(context: *const MergeArguments) -> i32 {
-    // SAFETY: each pointer is null-checked before it is followed; the argument number is a
-    // constant to the verifier, so only the branch that fits this kernel is checked.
+unsafe fn merged<M: Memory>(bio: Address) -> i32 {
+    // SAFETY: each pointer is null-checked before it is followed.
     unsafe {
-        let bio = if layout!(gate_merge_bio) == 0 {
-            core::ptr::read_volatile(&raw const (*context).first)
-        } else if layout!(gate_merge_bio) == 2 {
-            core::ptr::read_volatile(&raw const (*context).third)
-        } else {
-            core::ptr::null()
-        };
         if bio.is_null() {
             return 0;
         }

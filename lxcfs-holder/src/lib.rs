@@ -16,6 +16,7 @@ pub mod channel;
 pub mod control;
 mod fd;
 mod image;
+mod init;
 pub mod layout;
 mod log;
 mod mount;

@@ -49,6 +49,12 @@ pub struct ManifestsArgs {
     /// Namespace of everything that is ours
     #[arg(long, default_value = EXCLUDED_NAMESPACES[0])]
     pub namespace: String,
+    /// The agent serves every container that does not say no, without being asked
+    #[arg(long)]
+    pub all: bool,
+    /// The agent serves every pod of this namespace that does not say no; may be repeated
+    #[arg(long = "serve-namespace", value_name = "NAMESPACE")]
+    pub serve_namespaces: Vec<String>,
     /// What the webhook and the policy decide by.
     #[command(flatten)]
     pub config: ConfigArgs,
@@ -196,6 +202,8 @@ impl ManifestsArgs {
             namespace: self.namespace.clone(),
             image: self.image.clone().unwrap_or(defaults.image),
             config,
+            all: self.all,
+            namespaces: self.serve_namespaces.clone(),
         }
     }
 }

@@ -4,11 +4,14 @@
 pub mod burner;
 pub mod capture;
 pub mod cgroup;
+pub mod chaos;
 pub mod container;
 pub mod docker;
 pub mod mount;
 pub mod podman;
+pub mod reader;
 pub mod scratch;
+pub mod serve;
 pub mod subject;
 
 use std::path::{Path, PathBuf};

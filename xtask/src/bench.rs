@@ -16,6 +16,9 @@ pub(crate) struct Args {
     /// Leave C lxcfs out (no download).
     #[arg(long)]
     no_peer: bool,
+    /// Only the eBPF collector, beside the ways that need none.
+    #[arg(long)]
+    ebpf: bool,
     /// Further arguments for the benchmark program: --rounds N, --containers N, and the
     /// benchmarks to run (reads, throughput, scale, start, syscalls; all when none is named).
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -38,6 +41,10 @@ impl Args {
             "lxcfs-tests",
         ]))?;
         let built = repository().join("target/release");
+        if self.ebpf {
+            run(Command::new(built.join("lxcfs-bench-ebpf")).args(self.rest))?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut bench = Command::new(built.join("lxcfs-bench"));
         bench.arg("run").arg("--lxcfs").arg(built.join("lxcfs"));
         if !self.no_peer {

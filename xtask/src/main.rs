@@ -6,6 +6,7 @@
 mod apiserver;
 mod bench;
 mod build_ebpf;
+mod chaos;
 mod check;
 mod command;
 mod dist;
@@ -41,6 +42,7 @@ enum Command {
     Apiserver(apiserver::Args),
     Bench(bench::Args),
     BuildEbpf(build_ebpf::Args),
+    Chaos(chaos::Args),
     Check(check::Args),
     Dist(dist::Args),
     Image(image::Args),
@@ -67,6 +69,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Apiserver(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::BuildEbpf(args) => args.run(),
+        Command::Chaos(args) => args.run(),
         Command::Check(args) => args.run(),
         Command::Dist(args) => args.run(),
         Command::Image(args) => args.run(),

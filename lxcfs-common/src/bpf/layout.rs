@@ -139,8 +139,6 @@ kernel_layout! {
     gate_carry,
     /// Not [`ABSENT`] when cgroup and container events are wanted.
     gate_events,
-    /// Which argument of `block_bio_backmerge` is the bio: 0 since 5.11, 2 before.
-    gate_merge_bio,
 }
 
 const _: () = assert!(size_of::<KernelLayout>() == KernelLayout::FIELDS * 4);

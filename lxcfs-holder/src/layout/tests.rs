@@ -1,3 +1,5 @@
+//! The slots and the backlog, with the kernel's part played by hand.
+
 use super::*;
 
 /// Plays the kernel: puts a request into a slot as a read of the device would.
@@ -22,6 +24,9 @@ fn read_into_slot(state: &State, slot: usize, unique: u64, opcode: u32, body: &[
 }
 
 const READ: u32 = 15;
+const FORGET: u32 = 2;
+const INTERRUPT: u32 = 36;
+const BATCH_FORGET: u32 = 42;
 
 #[test]
 fn an_unanswered_request_survives_until_it_is_finished() {

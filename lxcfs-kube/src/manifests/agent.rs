@@ -170,18 +170,26 @@ fn daemon(options: &Options) -> Result<Value, ManifestError> {
 fn agent(options: &Options, security: Value) -> Result<Value, ManifestError> {
     let mut security = security;
     security["readOnlyRootFilesystem"] = true.into();
-    let mut container = container(
-        options,
-        "agent",
-        &[
-            "lxcfs",
-            "agent",
-            &format!("--mount={}", options.config.mountpoint),
-            &format!("--metrics=0.0.0.0:{AGENT_PORT}"),
-        ],
-        AGENT_PORT,
-        ("50m", "64Mi"),
-    );
+    let mut command = vec![
+        "lxcfs".to_owned(),
+        "agent".to_owned(),
+        format!("--mount={}", options.config.mountpoint),
+        format!("--metrics=0.0.0.0:{AGENT_PORT}"),
+        // The kubelet's containers are the runtime's: NRI or the scan knows them.
+        "--docker=off".to_owned(),
+    ];
+    if !options.config.files.is_empty() {
+        command.push(format!("--files={}", options.config.files));
+    }
+    if options.all {
+        command.push("--all".to_owned());
+    }
+    let served = options.namespaces.iter();
+    command.extend(served.map(|name| format!("--namespace={name}")));
+    let excluded = options.config.excluded_namespaces.iter();
+    command.extend(excluded.map(|name| format!("--exclude-namespace={name}")));
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    let mut container = container(options, "agent", &command, AGENT_PORT, ("50m", "64Mi"));
     container["securityContext"] = security;
     container["volumeMounts"] = json!([
         {"name": "mounts", "mountPath": options.parent()?, "mountPropagation": "HostToContainer"},

@@ -70,6 +70,7 @@ fn template(part: Part, options: &Options) -> Result<String, ManifestError> {
                 .collect(),
             ..options.config.clone()
         },
+        ..options.clone()
     };
     // Braces of our own text (alerts) first, or Helm would read them.
     let text = yaml(&part.objects(&marked)?)?

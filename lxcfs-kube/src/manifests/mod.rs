@@ -52,6 +52,11 @@ pub struct Options {
     pub image: String,
     /// What the webhook and the policy decide by.
     pub config: Config,
+    /// The agent serves every container that does not say no, without being asked.
+    pub all: bool,
+    /// The agent serves every pod of these namespaces that does not say no. Unlike webhook
+    /// and policy it cannot see a namespace's labels.
+    pub namespaces: Vec<String>,
 }
 
 impl Default for Options {
@@ -60,6 +65,8 @@ impl Default for Options {
             namespace: EXCLUDED_NAMESPACES[0].to_owned(),
             image: format!("localhost/lxcfs:{}", env!("CARGO_PKG_VERSION")),
             config: Config::default(),
+            all: false,
+            namespaces: Vec::new(),
         }
     }
 }

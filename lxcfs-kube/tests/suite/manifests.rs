@@ -245,6 +245,7 @@ fn the_chart_renders_what_the_parts_are() {
                 .to_vec(),
             ..Config::default()
         },
+        ..Options::default()
     };
     for (part, value, wanted) in [
         (Part::AgentSimple, "agent.profile", "simple"),

@@ -81,8 +81,9 @@ pub struct Tracepoints {
     pub sched_process_exec: bool,
     /// `block_rq_complete`
     pub block_rq_complete: bool,
-    /// `block_bio_backmerge` and `block_bio_frontmerge`
-    pub block_merges: bool,
+    /// How many arguments `block_bio_backmerge` and `block_bio_frontmerge` give, if they
+    /// agree: 1 (the bio) since 5.11, 3 (queue, request, bio) before.
+    pub block_merges: Option<u32>,
 }
 
 /// Reads what is wanted out of a kernel's BTF.
@@ -91,14 +92,8 @@ pub fn resolve(bytes: &[u8]) -> Result<KernelTypes, BtfError> {
         NAMES.iter().any(|wanted| wanted.as_bytes() == name)
     })?;
     let merge_arguments = btf.tracepoint_arguments("block_bio_backmerge");
-    let mut layout = offsets(&btf);
-    layout.gate_merge_bio = match merge_arguments {
-        Some(1) => 0,
-        Some(3) => 2,
-        _ => ABSENT,
-    };
     Ok(KernelTypes {
-        layout,
+        layout: offsets(&btf),
         bstat_nice: find(&btf, &["cgroup_base_stat"], &["ntime"], Some(8))
             .filter(|offset| offset + 8 <= BSTAT_MAX),
         subsystems: Subsystems {
@@ -113,8 +108,8 @@ pub fn resolve(bytes: &[u8]) -> Result<KernelTypes, BtfError> {
             cgroup_rmdir: btf.tracepoint_arguments("cgroup_rmdir").is_some(),
             sched_process_exec: btf.tracepoint_arguments("sched_process_exec").is_some(),
             block_rq_complete: btf.tracepoint_arguments("block_rq_complete") == Some(3),
-            block_merges: merge_arguments.is_some()
-                && merge_arguments == btf.tracepoint_arguments("block_bio_frontmerge"),
+            block_merges: merge_arguments
+                .filter(|_| merge_arguments == btf.tracepoint_arguments("block_bio_frontmerge")),
         },
     })
 }

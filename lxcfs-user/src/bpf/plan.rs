@@ -271,22 +271,7 @@ impl Context<'_> {
                 &[("container_exec", "container_exec_pr")],
                 how,
             ),
-            Feature::BlockTimes => {
-                let tracepoints = &self.types.tracepoints;
-                self.attached(
-                    &[
-                        ("block_rq_complete", tracepoints.block_rq_complete),
-                        ("block_bio_backmerge", tracepoints.block_merges),
-                        ("block_bio_frontmerge", tracepoints.block_merges),
-                    ],
-                    &[
-                        ("block_done", "block_done_pr"),
-                        ("block_backmerge", "block_backmerge_pr"),
-                        ("block_frontmerge", "block_frontmerge_pr"),
-                    ],
-                    how,
-                )
-            }
+            Feature::BlockTimes => self.block_times(how),
         }
     }
 
@@ -360,6 +345,34 @@ impl Context<'_> {
         )
     }
 
+    fn block_times(&self, how: &'static str) -> Decision {
+        let tracepoints = &self.types.tracepoints;
+        let (backmerge, frontmerge) = match tracepoints.block_merges {
+            // Before 5.11, so the probing ones in any case.
+            Some(3) => (
+                ("block_backmerge", "block_backmerge_old"),
+                ("block_frontmerge", "block_frontmerge_old"),
+            ),
+            _ => (
+                ("block_backmerge", "block_backmerge_pr"),
+                ("block_frontmerge", "block_frontmerge_pr"),
+            ),
+        };
+        let fits = matches!(
+            (tracepoints.block_merges, self.direct),
+            (Some(1), _) | (Some(3), false)
+        );
+        self.attached(
+            &[
+                ("block_rq_complete", tracepoints.block_rq_complete),
+                ("block_bio_backmerge", fits),
+                ("block_bio_frontmerge", fits),
+            ],
+            &[("block_done", "block_done_pr"), backmerge, frontmerge],
+            how,
+        )
+    }
+
     /// Programs attached to tracepoints, the direct or the probing ones.
     fn attached(
         &self,
@@ -403,8 +416,7 @@ impl Context<'_> {
                 css_set_dfl_cgrp, cgroup_kn, kernfs_id),
             Feature::BlockTimes => missing!(layout; request_bio, request_data_len,
                 request_cmd_flags, request_start_time, disk_major, disk_first_minor, bio_blkg,
-                bio_opf, blkg_blkcg, blkcg_css, css_cgroup, cgroup_kn, kernfs_id,
-                gate_merge_bio),
+                bio_opf, blkg_blkcg, blkcg_css, css_cgroup, cgroup_kn, kernfs_id),
         };
         if feature == Feature::RemovedCgroupTimes && self.carries() {
             missing = missing!(layout; cgroup_rstat, rstat_bstat, bstat_stime, bstat_utime,

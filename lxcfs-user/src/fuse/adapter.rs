@@ -1,7 +1,8 @@
 //! fuser's requests as calls of the [`Vfs`], and its answers as replies.
 //!
 //! What may never be answered is as important as what is: an ENOSYS sticks to the connection
-//! for ever, so only FLUSH gets one, and only where the kernel cannot be told otherwise.
+//! for ever, so only FLUSH gets one, and only where the kernel cannot be told otherwise. (Locks and
+//! READDIRPLUS would get fuser's; they are not negotiated and cannot come.)
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -13,8 +14,8 @@ use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem,
     FopenFlags, Generation, INodeNo, IoctlFlags, LockOwner, OpenFlags, PollEvents, PollFlags,
     PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::engine::Caller;
@@ -275,19 +276,6 @@ impl Filesystem for Adapter {
         self.done(req);
     }
 
-    fn readdirplus(
-        &self,
-        req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        reply: ReplyDirectoryPlus,
-    ) {
-        // Not negotiated; cannot come.
-        reply.error(refused(Refusal::Unsupported));
-        self.done(req);
-    }
-
     fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
         self.done(req);
@@ -477,40 +465,6 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(refused(Refusal::Unsupported));
-        self.done(req);
-    }
-
-    fn getlk(
-        &self,
-        req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
-        reply: ReplyLock,
-    ) {
-        // Not negotiated: the kernel keeps locks itself.
-        reply.error(refused(Refusal::Unsupported));
-        self.done(req);
-    }
-
-    fn setlk(
-        &self,
-        req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
-        _sleep: bool,
-        reply: ReplyEmpty,
-    ) {
         reply.error(refused(Refusal::Unsupported));
         self.done(req);
     }

@@ -268,11 +268,14 @@ impl Server for Session {
                 io::Error::last_os_error(),
             ));
         }
-        // A loop that already reads the device leaves its FORGET in the socket: harmless.
+        // A loop that already reads the device leaves its FORGET in the socket: harmless. When
+        // all do, nobody has the socket open any more.
         let forget = message(FORGET, 0, 1, &0u64.to_ne_bytes());
         for _ in 0..self.loops {
-            send(self.ours.as_raw_fd(), &forget, MsgFlags::MSG_NOSIGNAL)
-                .map_err(ServeError::system("wake fuser's loops"))?;
+            match send(self.ours.as_raw_fd(), &forget, MsgFlags::MSG_NOSIGNAL) {
+                Ok(_) | Err(nix::errno::Errno::EPIPE) => {}
+                Err(error) => return Err(ServeError::system("wake fuser's loops")(error)),
+            }
         }
         Ok(())
     }

@@ -122,6 +122,14 @@ struct Entry {
     stamp: AtomicU32,
 }
 
+impl Entry {
+    /// Whether it is in use and owns chunks.
+    fn holds_text(&self) -> bool {
+        let text = self.text.load(Ordering::Relaxed);
+        self.handle.load(Ordering::Relaxed) != 0 && unpack(text).0 != NONE
+    }
+}
+
 /// Bytes of private memory that hold a useful table.
 pub const PRIVATE_BYTES: usize = 5 * 1024 * 1024;
 
@@ -131,7 +139,6 @@ pub struct SnapshotTable {
     chunks: usize,
     stripes: Vec<Mutex<()>>,
     free: Mutex<Vec<u32>>,
-    hand: AtomicU32,
     clock: AtomicU32,
     next_handle: Box<dyn Fn() -> u64 + Send + Sync>,
 }
@@ -146,29 +153,29 @@ impl SnapshotTable {
     pub fn private() -> Self {
         let next = AtomicU64::new(1);
         let next_handle = Box::new(move || next.fetch_add(1, Ordering::Relaxed));
-        Self::new(Arena::private(PRIVATE_BYTES), next_handle)
-    }
-
-    /// A table in `arena`; zeroed memory is an empty table. What an earlier process left is
-    /// kept as far as it is consistent. `next_handle` must never give a handle twice, nor 0.
-    pub fn new(arena: Arena, next_handle: Box<dyn Fn() -> u64 + Send + Sync>) -> Self {
-        let entries = SETS * WAYS * size_of::<Entry>();
-        let chunks = arena.len.saturating_sub(entries) / (CHUNK + size_of::<AtomicU32>());
-        let table = Self {
-            arena,
-            chunks,
-            stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
-            free: Mutex::new(Vec::new()),
-            hand: AtomicU32::new(0),
-            clock: AtomicU32::new(0),
-            next_handle,
-        };
+        let table = Self::new(Arena::private(PRIVATE_BYTES), next_handle);
         table.recover();
         table
     }
 
-    /// Finds out which chunks the entries own; drops entries that make no sense. To be called
-    /// when an earlier process that used the memory has ended.
+    /// A table in `arena`; zeroed memory is an empty table. Another process may still be using
+    /// the memory: nothing may be done with the table before [`recover`](Self::recover).
+    /// `next_handle` must never give a handle twice, nor 0.
+    pub fn new(arena: Arena, next_handle: Box<dyn Fn() -> u64 + Send + Sync>) -> Self {
+        let entries = SETS * WAYS * size_of::<Entry>();
+        let chunks = arena.len.saturating_sub(entries) / (CHUNK + size_of::<AtomicU32>());
+        Self {
+            arena,
+            chunks,
+            stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+            free: Mutex::new(Vec::new()),
+            clock: AtomicU32::new(0),
+            next_handle,
+        }
+    }
+
+    /// Takes the memory over when no other process uses it any more: finds out which chunks the
+    /// entries own, and drops entries that make no sense.
     pub fn recover(&self) {
         let mut owned = vec![false; self.chunks];
         let mut newest = 0;
@@ -246,20 +253,30 @@ impl SnapshotTable {
         }
     }
 
-    /// Drops the text of the entries under the clock's hand until `count` chunks are free.
+    /// Drops the texts that were not touched for longest until `count` chunks are free, and a
+    /// part of the pool more, so that the next texts find room without a search.
     fn evict(&self, count: usize) {
-        for _ in 0..SETS {
-            if lock(&self.free).len() >= count {
+        let wanted = count.max(self.chunks / 8);
+        let now = self.clock.load(Ordering::Relaxed);
+        let mut kept: Vec<(u32, usize)> = self
+            .entries()
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.holds_text())
+            .map(|(at, entry)| (now.wrapping_sub(entry.stamp.load(Ordering::Relaxed)), at))
+            .collect();
+        kept.sort_unstable_by(|one, other| other.cmp(one));
+        for (_, at) in kept {
+            if lock(&self.free).len() >= wanted {
                 return;
             }
-            let set = self.hand.fetch_add(1, Ordering::Relaxed) as usize % SETS;
-            let _guard = lock(&self.stripes[set % STRIPES]);
-            for entry in self.entries().iter().skip(set * WAYS).take(WAYS) {
-                let text = entry.text.load(Ordering::Relaxed);
-                if entry.handle.load(Ordering::Relaxed) != 0 && unpack(text).0 != NONE {
-                    entry.text.store(EMPTY, Ordering::Release);
-                    self.release(text);
-                }
+            let Some(entry) = self.entries().get(at) else {
+                return;
+            };
+            let _guard = lock(&self.stripes[at / WAYS % STRIPES]);
+            if entry.holds_text() {
+                let text = entry.text.swap(EMPTY, Ordering::AcqRel);
+                self.release(text);
             }
         }
     }
@@ -372,6 +389,14 @@ impl OpenFiles for SnapshotTable {
         let (set, _guard) = self.set(handle);
         if let Some(entry) = self.find(set, handle) {
             let old = entry.text.load(Ordering::Relaxed);
+            if entry.made_by.load(Ordering::Relaxed) > request {
+                // The replay of a request that was answered long ago: its reader has begun a
+                // later text.
+                if new != EMPTY {
+                    self.release(new);
+                }
+                return;
+            }
             let alt = if old == EMPTY { short } else { unpack(old).1 };
             entry.made_by.store(0, Ordering::Release);
             entry.alt_len.store(alt as u32, Ordering::Release);

@@ -1,3 +1,5 @@
+//! The table of open files: parts, ends, successors, floods, nonsense.
+
 use super::*;
 
 fn read(table: &SnapshotTable, handle: u64, offset: u64, size: usize) -> (Held, Vec<u8>) {
@@ -77,11 +79,13 @@ fn a_successor_finds_texts_and_room() {
     };
     let content = text(2 * CHUNK + 7, 9);
     let first = SnapshotTable::new(arena(), counter());
+    first.recover();
     let all = lock(&first.free).len();
     let handle = first.open();
     first.keep(handle, 17, 5, &content, false);
     drop(first);
     let second = SnapshotTable::new(arena(), counter());
+    second.recover();
     assert_eq!(lock(&second.free).len(), all - 3);
     assert_eq!(second.made_by(handle, 17), Some(5));
     assert_eq!(
@@ -174,5 +178,33 @@ fn threads_do_not_mix_texts() {
         .collect();
     for thread in threads {
         thread.join().unwrap();
+    }
+}
+
+#[test]
+fn the_replay_of_an_old_request_does_not_replace_a_later_text() {
+    let table = SnapshotTable::private();
+    let all = lock(&table.free).len();
+    let handle = table.open();
+    table.keep(handle, 17, 9, &text(100, 1), false);
+    table.keep(handle, 17, 5, &text(100, 2), false);
+    assert_eq!(read(&table, handle, 0, 100), (Held::Served, text(100, 1)));
+    table.close(handle);
+    assert_eq!(lock(&table.free).len(), all);
+}
+
+#[test]
+fn texts_in_use_outlive_forgotten_ones() {
+    let table = SnapshotTable::private();
+    let busy = table.open();
+    let content = text(3 * CHUNK, 7);
+    table.keep(busy, 17, 1, &content, false);
+    for request in 2..3_000 {
+        // Handles whose close was lost: nobody reads them any more.
+        table.keep(table.open(), 17, request, &text(2 * CHUNK, 3), false);
+        assert_eq!(
+            read(&table, busy, 0, usize::MAX),
+            (Held::Served, content.clone())
+        );
     }
 }

@@ -248,6 +248,8 @@ impl Worker {
             self.refuse(unique);
         }
         self.server.adopt_slots()?;
+        // Before the first request: a poll must find its trigger.
+        self.triggers.recover(&*self.engine);
         let (mut replayed, mut poisoned) = (0, 0);
         for unique in self.state.backlog() {
             match self.state.start(unique) {
@@ -275,7 +277,6 @@ impl Worker {
             .serving_since_nsec
             .store(monotonic_nsec(), Ordering::Relaxed);
         self.report(&Report::Serving { replayed, poisoned });
-        self.triggers.recover(&*self.engine);
         Ok(self)
     }
 

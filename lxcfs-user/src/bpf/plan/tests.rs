@@ -8,7 +8,6 @@ fn types() -> KernelTypes {
     for (index, field) in fields.iter_mut().enumerate() {
         *field = index as u32 * 8;
     }
-    layout.gate_merge_bio = 0;
     KernelTypes {
         layout,
         bstat_nice: Some(24),
@@ -23,7 +22,7 @@ fn types() -> KernelTypes {
             cgroup_rmdir: true,
             sched_process_exec: true,
             block_rq_complete: true,
-            block_merges: true,
+            block_merges: Some(1),
         },
     }
 }
@@ -213,6 +212,27 @@ fn confidentiality_leaves_the_direct_loads() {
         ..without_subtree((5, 15))
     });
     assert!(reason(&old, Feature::TaskCounts).contains("confidentiality"));
+}
+
+#[test]
+fn merges_are_counted_by_the_program_that_fits_the_tracepoint() {
+    let mut old = without_subtree((5, 10));
+    if let Ok(types) = &mut old.types {
+        types.tracepoints.block_merges = Some(3);
+    }
+    assert_eq!(
+        programs(&plan(&old), Feature::BlockTimes),
+        [
+            "block_done_pr",
+            "block_backmerge_old",
+            "block_frontmerge_old"
+        ]
+    );
+    let unknown = Facts {
+        kernel: (6, 12),
+        ..old
+    };
+    assert!(reason(&plan(&unknown), Feature::BlockTimes).contains("block_bio_backmerge"));
 }
 
 #[test]

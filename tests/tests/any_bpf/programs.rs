@@ -10,10 +10,12 @@ use lxcfs_user::bpf::{Collector, Feature, Options};
 /// grown a loop or a branch that multiplies; look before raising the bound.
 const BOUNDS: &[(&str, u32)] = &[
     ("block_backmerge", 1_000),
+    ("block_backmerge_old", 1_000),
     ("block_backmerge_pr", 1_000),
     ("block_done", 1_000),
     ("block_done_pr", 1_000),
     ("block_frontmerge", 1_000),
+    ("block_frontmerge_old", 1_000),
     ("block_frontmerge_pr", 1_000),
     ("cgroup_cpu", 20_000),
     ("cgroup_gone", 20_000),
@@ -24,8 +26,8 @@ const BOUNDS: &[(&str, u32)] = &[
     ("container_exec_pr", 1_000),
     ("containers", 1_000),
     ("containers_pr", 1_000),
-    ("load_tasks", 100_000),
-    ("load_tasks_pr", 100_000),
+    ("load_tasks", 200_000),
+    ("load_tasks_pr", 200_000),
     ("percpu_offset", 1_000),
 ];
 

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, FromRawFd};
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,14 +40,23 @@ fn held() -> BTreeSet<String> {
     ids
 }
 
-/// Whether the kernel still has the program or map.
+/// Whether the kernel still has the program or map (`BPF_*_GET_FD_BY_ID`).
 fn exists(id: &str) -> bool {
     let (kind, number) = id.split_once(' ').expect("kind and number");
-    let output = Command::new("bpftool")
-        .args([kind, "show", "id", number])
-        .output()
-        .unwrap_or_else(|error| panic!("bpftool: {error}; apt-get install bpftool"));
-    output.status.success()
+    let command: libc::c_long = if kind == "prog" { 13 } else { 14 };
+    let attributes: [u32; 3] = [number.parse().expect("an id"), 0, 0];
+    // SAFETY: the kernel reads the three words; a descriptor it returns is closed here.
+    unsafe {
+        let length = size_of_val(&attributes);
+        let fd = libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), length);
+        if fd < 0 {
+            let error = std::io::Error::last_os_error();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{id}: {error}");
+            return false;
+        }
+        libc::close(i32::try_from(fd).expect("a descriptor"));
+    }
+    true
 }
 
 /// Runs `work` in a forked process and returns what it wrote. The process ends with it.

@@ -153,6 +153,14 @@ fn reads_take_time_at_the_cgroup_that_reads_and_stay_with_its_parent() {
     let sampler = Sampler::start(Arc::clone(&collector), [], Box::new(|_| ())).expect("sampler");
     let disk = disk();
     let top = Cgroup::below(&io_root(), "block");
+    // On v2 a cgroup is charged only if its parent hands the controller down.
+    if fs::read_to_string(top.path.join("cgroup.controllers")).is_ok_and(|controllers| {
+        controllers
+            .split_ascii_whitespace()
+            .any(|name| name == "io")
+    }) {
+        top.write("cgroup.subtree_control", "+io");
+    }
     let (reading, idle) = (top.child("reading"), top.child("idle"));
     let before = host_read_ms(&disk);
     read_disk(&reading, &disk);

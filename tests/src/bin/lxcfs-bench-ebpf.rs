@@ -1,0 +1,307 @@
+//! Benchmarks of the eBPF collector: what a sample, a read and its mere presence cost,
+//! each as a ratio to the ordinary way measured in the same run.
+//!
+//! Run through `cargo xtask bench --ebpf`.
+
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use lxcfs_tests::scratch::{Cgroup, Child, Work, wait_until};
+use lxcfs_user::bpf::{Collector, Options, Sampler};
+
+/// Measures the eBPF collector. Wants root, and a machine that does little else.
+#[derive(Parser)]
+struct Cli {
+    /// Cgroups of the task sample.
+    #[arg(long, default_value_t = 100)]
+    cgroups: u32,
+    /// Threads in each of them.
+    #[arg(long, default_value_t = 100)]
+    threads: u32,
+    /// Repetitions; medians are printed.
+    #[arg(long, default_value_t = 9)]
+    rounds: u32,
+    /// Round trips of one ping-pong.
+    #[arg(long, default_value_t = 100_000)]
+    round_trips: u32,
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lxcfs-bench-ebpf: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    // First, while this process is still small.
+    start_and_memory()?;
+    ping_pong(cli)?;
+    per_cpu_time(cli)?;
+    task_sample(cli)
+}
+
+fn started() -> Result<Collector> {
+    let (collector, states) = Collector::start(&Options::default());
+    for state in &states {
+        ensure!(state.on, "{state}");
+    }
+    Ok(collector)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// CPU time of this thread, in microseconds.
+fn cpu_time_us() -> f64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is valid; the clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
+}
+
+/// Median CPU time of one call.
+fn cpu_us(rounds: u32, calls: u32, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let start = cpu_time_us();
+        for _ in 0..calls {
+            work()?;
+        }
+        times.push((cpu_time_us() - start) / f64::from(calls));
+    }
+    Ok(median(times))
+}
+
+fn start_and_memory() -> Result<()> {
+    // In forks, so that neither run sees what the other left in the heap.
+    let measure = |enabled: bool| -> Result<(f64, u64)> {
+        let mut pipe = [0; 2];
+        // SAFETY: the array has room for both descriptors; the child only measures and exits.
+        unsafe {
+            ensure!(libc::pipe(pipe.as_mut_ptr()) == 0, "pipe");
+            let pid = libc::fork();
+            ensure!(pid >= 0, "fork");
+            if pid == 0 {
+                let start = Instant::now();
+                let options = Options {
+                    enabled,
+                    ..Options::default()
+                };
+                let (collector, _) = Collector::start(&options);
+                let ready = start.elapsed().as_micros() as u64;
+                let report = [ready, resident_kib()];
+                black_box(&collector);
+                let bytes = report.map(u64::to_ne_bytes).concat();
+                libc::write(pipe[1], bytes.as_ptr().cast(), bytes.len());
+                libc::_exit(0);
+            }
+            let mut report = [0_u64; 2];
+            let wanted = size_of_val(&report);
+            let got = libc::read(pipe[0], report.as_mut_ptr().cast(), wanted);
+            libc::waitpid(pid, std::ptr::null_mut(), 0);
+            libc::close(pipe[0]);
+            libc::close(pipe[1]);
+            ensure!(got == wanted as isize, "the measuring process died");
+            Ok((report[0] as f64 / 1e3, report[1]))
+        }
+    };
+    let with = (0..5).map(|_| measure(true)).collect::<Result<Vec<_>>>()?;
+    let without = (0..5).map(|_| measure(false)).collect::<Result<Vec<_>>>()?;
+    let ready = median(with.iter().map(|(ready, _)| *ready).collect());
+    let memory = |runs: &[(f64, u64)]| median(runs.iter().map(|(_, kib)| *kib as f64).collect());
+    println!("ready after                 {ready:>10.1} ms wall");
+    println!(
+        "resident memory             {:>10.1} MiB with, {:.1} MiB with --no-ebpf, {:+.1} MiB",
+        memory(&with) / 1024.0,
+        memory(&without) / 1024.0,
+        (memory(&with) - memory(&without)) / 1024.0
+    );
+    Ok(())
+}
+
+fn resident_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|rest| rest.split_ascii_whitespace().next())
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
+}
+
+fn ping_pong(cli: &Cli) -> Result<()> {
+    let mut first = Vec::new();
+    let mut with = Vec::new();
+    let mut second = Vec::new();
+    for _ in 0..cli.rounds {
+        first.push(round_trip_ns(cli.round_trips)?);
+        let sampler = Sampler::start(Arc::new(started()?), [], Box::new(|_| ()))?;
+        // Loading patches code on all CPUs for a moment; the steady state is what counts.
+        std::thread::sleep(Duration::from_millis(500));
+        with.push(round_trip_ns(cli.round_trips)?);
+        drop(sampler);
+        std::thread::sleep(Duration::from_millis(500));
+        second.push(round_trip_ns(cli.round_trips)?);
+    }
+    let (first, with, second) = (median(first), median(with), median(second));
+    let baseline = (first + second) / 2.0;
+    println!(
+        "pipe ping-pong              {:>10.0} ns without, {:.0} ns again, {:.0} ns with: {:.3} \
+         (noise {:.3})",
+        first,
+        second,
+        with,
+        with / baseline,
+        second / first
+    );
+    Ok(())
+}
+
+/// Wall time of one round trip between two processes on one CPU.
+fn round_trip_ns(round_trips: u32) -> Result<f64> {
+    let mut there = [0; 2];
+    let mut back = [0; 2];
+    // SAFETY: the arrays have room; the child only reads, writes and exits.
+    unsafe {
+        ensure!(
+            libc::pipe(there.as_mut_ptr()) == 0 && libc::pipe(back.as_mut_ptr()) == 0,
+            "pipe"
+        );
+        let pid = libc::fork();
+        ensure!(pid >= 0, "fork");
+        pin_to_first_cpu();
+        let mut byte = 0_u8;
+        if pid == 0 {
+            libc::close(there[1]);
+            while libc::read(there[0], (&raw mut byte).cast(), 1) == 1 {
+                libc::write(back[1], (&raw const byte).cast(), 1);
+            }
+            libc::_exit(0);
+        }
+        let start = Instant::now();
+        for _ in 0..round_trips {
+            libc::write(there[1], (&raw const byte).cast(), 1);
+            libc::read(back[0], (&raw mut byte).cast(), 1);
+        }
+        let elapsed = start.elapsed();
+        for fd in there.into_iter().chain(back) {
+            libc::close(fd);
+        }
+        libc::waitpid(pid, std::ptr::null_mut(), 0);
+        Ok(elapsed.as_nanos() as f64 / f64::from(round_trips))
+    }
+}
+
+fn pin_to_first_cpu() {
+    // SAFETY: an all-zero set is valid, and the pointer is to a local.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(0, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &raw const set);
+    }
+}
+
+fn per_cpu_time(cli: &Cli) -> Result<()> {
+    const CALLS: u32 = 2_000;
+    let collector = started()?;
+    let cgroup = Cgroup::new("bench");
+    let child = Child::start(&cgroup, Work::Sleep);
+    let directory = cgroup.open();
+    let stat = File::open(cgroup.path.join("cpu.stat")).context("cpu.stat")?;
+    let mut buffer = [0; 512];
+    let file = cpu_us(cli.rounds, CALLS, || {
+        black_box(stat.read_at(&mut buffer, 0)?);
+        Ok(())
+    })?;
+    let both = cpu_us(cli.rounds, CALLS, || {
+        black_box(stat.read_at(&mut buffer, 0)?);
+        black_box(collector.cgroup_cpu_flushed(directory.as_fd())?);
+        Ok(())
+    })?;
+    let cpus = collector.cgroup_cpu(directory.as_fd())?.len();
+    println!(
+        "per-CPU time, {cpus} CPUs        {:>10.2} us over the {file:.2} us of reading cpu.stat: \
+         {:.2} times",
+        both - file,
+        both / file
+    );
+    drop(child);
+    Ok(())
+}
+
+fn task_sample(cli: &Cli) -> Result<()> {
+    let collector = started()?;
+    let top = Cgroup::new("bench");
+    let cgroups: Vec<Cgroup> = (0..cli.cgroups)
+        .map(|n| top.child(&format!("c{n}")))
+        .collect();
+    let children: Vec<Child> = cgroups
+        .iter()
+        .map(|cgroup| Child::start(cgroup, Work::Threads(cli.threads - 1)))
+        .collect();
+    wait_until("all threads are there", || {
+        cgroups
+            .iter()
+            .all(|cgroup| cgroup.own_threads() == cli.threads as usize)
+    });
+    let tasks = cli.cgroups * cli.threads;
+    ensure!(
+        collector.sample_tasks()?.counts(top.id()).threads == tasks,
+        "not all are counted"
+    );
+
+    let sample = cpu_us(cli.rounds, 1, || {
+        black_box(collector.sample_tasks()?);
+        Ok(())
+    })?;
+    let mut seen = 0;
+    let scan = cpu_us(cli.rounds.min(5), 1, || {
+        seen = cgroups.iter().map(scan_one).sum::<Result<u32>>()?;
+        Ok(())
+    })?;
+    ensure!(seen == tasks, "the scan saw {seen} of {tasks} threads");
+    println!(
+        "load sample, {tasks} tasks in {} cgroups: {:.2} ms by eBPF, {:.2} ms by cgroup.procs and \
+         /proc status: {:.0} times less CPU",
+        cli.cgroups,
+        sample / 1e3,
+        scan / 1e3,
+        scan / sample
+    );
+    println!(
+        "  of one CPU at a sample every 5 s: {:.3} % against {:.3} %",
+        sample / 5e6 * 100.0,
+        scan / 5e6 * 100.0
+    );
+    drop(children);
+    Ok(())
+}
+
+/// The scan that needs no eBPF: every thread's state out of its `status` file.
+fn scan_one(cgroup: &Cgroup) -> Result<u32> {
+    let mut threads = 0;
+    for pid in cgroup.read("cgroup.procs").lines() {
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let status = fs::read_to_string(task?.path().join("status"))?;
+            let state = status
+                .lines()
+                .find_map(|line| line.strip_prefix("State:\t"));
+            threads += u32::from(black_box(state).is_some());
+        }
+    }
+    Ok(threads)
+}

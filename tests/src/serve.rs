@@ -1,0 +1,425 @@
+//! A holder with the fixture engine on a mount of its own, and readers that check every byte.
+//!
+//! Guards: what is mounted and started ends with them, also when a test fails.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lxcfs_holder::control::{Request, ask};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::fixture::CONTROL_DIR;
+
+/// Most time anything here may take before the test says that it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The program with the fixture engine, beside the running one.
+///
+/// # Panics
+/// When it has not been built.
+pub fn fixture_binary() -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_else(|error| panic!("no own path: {error}"));
+    let places = own.ancestors().skip(1).take(2);
+    let found = places
+        .map(|dir| dir.join("serve-fixture"))
+        .find(|path| path.exists());
+    found.unwrap_or_else(|| {
+        panic!(
+            "no serve-fixture beside {}: cargo build -p lxcfs-tests --bins",
+            own.display()
+        )
+    })
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// When it does not hold in time; the message names `what`.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// One `key=value` list from the holder.
+#[derive(Debug)]
+pub struct Status(String);
+
+impl Status {
+    /// The value of `key`.
+    ///
+    /// # Panics
+    /// When the holder does not tell it.
+    pub fn text(&self, key: &str) -> &str {
+        let found = self
+            .0
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        found.unwrap_or_else(|| panic!("no {key} in the status:\n{}", self.0))
+    }
+
+    /// The value of `key` as a number.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn number(&self, key: &str) -> u64 {
+        let text = self.text(key);
+        text.parse()
+            .unwrap_or_else(|error| panic!("{key}={text}: {error}"))
+    }
+}
+
+/// A served mount.
+pub struct Served {
+    dir: tempfile::TempDir,
+    holder: Option<Child>,
+    binary: PathBuf,
+    options: Vec<String>,
+}
+
+impl Served {
+    /// Starts a holder with the default bounds.
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// Starts a holder with options as in `HolderOptions::to_args`.
+    ///
+    /// # Panics
+    /// When it does not serve in time.
+    pub fn with(options: &[&str]) -> Self {
+        crate::require_root();
+        let dir = tempfile::Builder::new().prefix("lxcfs-serve").tempdir();
+        let dir = dir.unwrap_or_else(|error| panic!("no temporary directory: {error}"));
+        for name in ["mnt", "told"] {
+            let made = std::fs::create_dir(dir.path().join(name));
+            made.unwrap_or_else(|error| panic!("cannot make {name}: {error}"));
+        }
+        let mut served = Self {
+            dir,
+            holder: None,
+            binary: fixture_binary(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+        };
+        served.start_holder();
+        served
+    }
+
+    /// A command that starts a holder for this mount.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        let mount = format!("mountpoint={}", self.mount().display());
+        let control = format!("control={}", self.socket().display());
+        command
+            .args(["hold", &mount, &control])
+            .args(&self.options)
+            .arg("--");
+        command
+            .env(CONTROL_DIR, self.dir.path().join("told"))
+            .env_remove("NOTIFY_SOCKET");
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path());
+        let log = log.unwrap_or_else(|error| panic!("no log: {error}"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        command
+    }
+
+    /// Starts a (further) holder and waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not serve in time.
+    pub fn start_holder(&mut self) {
+        let child = self.command().process_group(0).spawn();
+        let child = child.unwrap_or_else(|error| panic!("cannot start the holder: {error}"));
+        let pid = u64::from(child.id());
+        self.holder = Some(child);
+        eventually("the holder serves", || {
+            self.try_status()
+                .is_some_and(|s| s.number("serving") == 1 && s.number("holder") == pid)
+        });
+    }
+
+    /// Where it is mounted.
+    pub fn mount(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// A file of the mount.
+    pub fn file(&self, path: &str) -> PathBuf {
+        self.mount().join(path)
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("control")
+    }
+
+    /// A directory of this test, next to the mount.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    /// What holder and workers wrote to stderr.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Makes a control file of the fixture.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn tell(&self, name: &str) {
+        let made = std::fs::write(self.dir.path().join("told").join(name), "");
+        made.unwrap_or_else(|error| panic!("cannot make {name}: {error}"));
+    }
+
+    /// Removes a control file of the fixture.
+    pub fn untell(&self, name: &str) {
+        let _was_not_there = std::fs::remove_file(self.dir.path().join("told").join(name));
+    }
+
+    /// Asks the holder.
+    pub fn ask(&self, request: &Request) -> std::io::Result<Result<String, String>> {
+        ask(&self.socket(), request, PATIENCE)
+    }
+
+    /// The status, if the holder answers.
+    pub fn try_status(&self) -> Option<Status> {
+        self.ask(&Request::Status).ok()?.ok().map(Status)
+    }
+
+    /// The status.
+    ///
+    /// # Panics
+    /// When the holder does not answer.
+    pub fn status(&self) -> Status {
+        self.try_status()
+            .unwrap_or_else(|| panic!("no status; log:\n{}", self.log()))
+    }
+
+    /// Process id of the active worker.
+    pub fn worker(&self) -> i32 {
+        self.status().number("worker") as i32
+    }
+
+    /// Process id of the holder.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn holder(&self) -> i32 {
+        self.holder
+            .as_ref()
+            .map_or_else(|| panic!("no holder"), |child| child.id() as i32)
+    }
+
+    /// Sends a signal to the holder.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn signal_holder(&self, signal: Signal) {
+        let sent = kill(Pid::from_raw(self.holder()), signal);
+        sent.unwrap_or_else(|error| panic!("signal: {error}"));
+    }
+
+    /// Waits for the holder's end; its exit status.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn wait_holder(&mut self) -> std::process::ExitStatus {
+        let mut child = self.holder.take().unwrap_or_else(|| panic!("no holder"));
+        let mut status = None;
+        eventually("the holder ends", || {
+            status = child.try_wait().ok().flatten();
+            status.is_some()
+        });
+        status.unwrap_or_else(|| panic!("no status"))
+    }
+
+    /// Kills the active worker and waits until the next one serves. Returns how long that took,
+    /// and whether a standby was ready.
+    ///
+    /// # Panics
+    /// When nobody serves in time.
+    pub fn kill_worker(&self) -> (Duration, bool) {
+        let before = self.status();
+        let (pid, warm) = (before.number("worker"), before.number("standby_ready") == 1);
+        let killed_at = monotonic_nsec();
+        let _already_dead = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        let mut since = 0;
+        eventually("the next worker serves", || {
+            self.try_status().is_some_and(|status| {
+                since = status.number("serving_since_nsec");
+                status.number("serving") == 1 && status.number("worker") != pid
+            })
+        });
+        (Duration::from_nanos(since.saturating_sub(killed_at)), warm)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of the holder and its workers\n{}", self.log());
+        }
+        let worker = self
+            .try_status()
+            .map(|status| status.number("worker") as i32);
+        if let Some(mut child) = self.holder.take() {
+            let _gone = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+            let start = Instant::now();
+            while start.elapsed() < PATIENCE && !matches!(child.try_wait(), Ok(Some(_))) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let _gone = child.kill();
+            let _reaped = child.wait();
+        }
+        // Normally nothing is left; after a failed test there may be.
+        let flags = nix::mount::MntFlags::MNT_DETACH;
+        while nix::mount::umount2(&self.mount(), flags).is_ok() {}
+        if let Some(pid) = worker.filter(|pid| comm(*pid).as_deref() == Some("lxcfs-worker")) {
+            let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// The name of a process.
+pub fn comm(pid: i32) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(text.trim_end().to_owned())
+}
+
+/// The monotonic clock, as the workers read it.
+pub fn monotonic_nsec() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| {
+        now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+    })
+}
+
+/// What the threads of one reader process saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Complete texts.
+    pub texts: u64,
+    /// Failed system calls.
+    pub errors: u64,
+    /// Texts with a wrong byte.
+    pub wrong: u64,
+    /// Longest single system call.
+    pub worst: Duration,
+    /// The first failure, in words.
+    pub first: String,
+}
+
+impl Seen {
+    /// Both together.
+    #[must_use]
+    pub fn plus(mut self, other: Self) -> Self {
+        self.texts += other.texts;
+        self.errors += other.errors;
+        self.wrong += other.wrong;
+        self.worst = self.worst.max(other.worst);
+        if self.first.is_empty() {
+            self.first = other.first;
+        }
+        self
+    }
+
+    /// One line for a pipe.
+    pub fn to_line(&self) -> String {
+        let worst = self.worst.as_micros();
+        format!(
+            "{} {} {} {worst} {}",
+            self.texts,
+            self.errors,
+            self.wrong,
+            self.first.replace('\n', " ")
+        )
+    }
+
+    /// Reads [`to_line`](Self::to_line).
+    pub fn from_line(line: &str) -> Option<Self> {
+        let mut words = line.trim_end().splitn(5, ' ');
+        let mut number = || words.next()?.parse::<u64>().ok();
+        let (texts, errors, wrong) = (number()?, number()?, number()?);
+        let worst = Duration::from_micros(number()?);
+        Some(Self {
+            texts,
+            errors,
+            wrong,
+            worst,
+            first: words.next().unwrap_or("").to_owned(),
+        })
+    }
+}
+
+/// A process whose threads read until told to stop.
+pub struct Readers {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Readers {
+    /// Starts `threads` readers of the mount; they take turns at the kinds of
+    /// [`reader::KINDS`](crate::reader::KINDS).
+    ///
+    /// # Panics
+    /// When the program cannot be started.
+    pub fn start(mount: &Path, threads: usize) -> Self {
+        let mut child = Command::new(fixture_binary())
+            .args(["read", &mount.to_string_lossy(), &threads.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start readers: {error}"));
+        let output = child.stdout.take().unwrap_or_else(|| panic!("no pipe"));
+        let mut output = BufReader::new(output);
+        // Only now it can be sent signals.
+        let mut line = String::new();
+        let _short = output.read_line(&mut line);
+        assert_eq!(line, "ready\n", "readers did not start");
+        Self { child, output }
+    }
+
+    /// Process id, for signals.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Lets them finish what they read and reports. A reader that hangs is a failure.
+    ///
+    /// # Panics
+    /// When they do not end in time.
+    pub fn finish(mut self) -> Seen {
+        if let Some(mut stdin) = self.child.stdin.take() {
+            let _gone = stdin.write_all(b"stop\n");
+        }
+        eventually("all readers end (one hangs)", || {
+            matches!(self.child.try_wait(), Ok(Some(_)))
+        });
+        let mut line = String::new();
+        let _short = self.output.read_line(&mut line);
+        Seen::from_line(&line).unwrap_or_else(|| panic!("no report from readers: {line:?}"))
+    }
+
+    /// Kills the process.
+    pub fn kill(mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}

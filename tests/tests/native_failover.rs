@@ -1,0 +1,411 @@
+//! Readers never notice that workers die: kills, crashes, hangs, upgrades, loss of the holder.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lxcfs_holder::control::Request;
+use lxcfs_tests::chaos::{self, Plan};
+use lxcfs_tests::fixture::{
+    BROKEN, CONSTANT_BYTES, GENERATION_LINES, HANG, POISON, check_generation, constant_text,
+};
+use lxcfs_tests::serve::{Readers, Seen, Served, comm, eventually, fixture_binary};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+fn assert_unharmed(seen: &Seen, served: &Served) {
+    let harmed = (seen.errors, seen.wrong);
+    assert_eq!(harmed, (0, 0), "{seen:?}\nlog:\n{}", served.log());
+    assert!(seen.texts > 0, "nothing was read: {seen:?}");
+}
+
+#[test]
+fn hundreds_of_killed_workers_are_not_noticed() {
+    let served = Served::start();
+    let plan = Plan {
+        kills: 300,
+        pause: Duration::from_millis(30),
+        processes: 4,
+        threads: 16,
+        hurt_readers: true,
+    };
+    let outcome = chaos::run(&served, plan);
+    assert_unharmed(&outcome.seen, &served);
+    assert!(outcome.replayed > 0, "no request was in flight at any kill");
+    assert_eq!(served.status().number("worker_deaths"), 300);
+}
+
+#[test]
+fn kills_in_quick_succession_without_a_standby_are_not_noticed() {
+    let served = Served::with(&["standby=0"]);
+    let plan = Plan {
+        kills: 200,
+        pause: Duration::from_millis(3),
+        processes: 2,
+        threads: 8,
+        hurt_readers: false,
+    };
+    let outcome = chaos::run(&served, plan);
+    assert_unharmed(&outcome.seen, &served);
+    assert!(outcome.warm.is_empty());
+}
+
+#[test]
+fn a_request_that_crashes_every_worker_gets_eio_and_the_others_are_served() {
+    let served = Served::start();
+    let readers = Readers::start(&served.mount(), 8);
+    served.tell(POISON);
+    for round in 1..=5 {
+        let error = fs::read(served.file("proc/vmstat")).expect_err("vmstat crashes workers");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+        eventually("the poison is counted", || {
+            served.status().number("poisoned_requests") == round
+        });
+        assert_eq!(
+            fs::read(served.file("proc/meminfo")).unwrap(),
+            constant_text(CONSTANT_BYTES)
+        );
+    }
+    served.untell(POISON);
+    assert_eq!(
+        fs::read(served.file("proc/vmstat")).unwrap(),
+        constant_text(CONSTANT_BYTES)
+    );
+    assert_unharmed(&readers.finish(), &served);
+}
+
+#[test]
+fn an_open_file_continues_its_text_in_the_next_worker() {
+    let served = Served::start();
+    let mut file = File::open(served.file("proc/stat")).unwrap();
+    let mut text = vec![0; 700];
+    file.read_exact(&mut text).unwrap();
+    served.kill_worker();
+    file.read_to_end(&mut text).unwrap();
+    check_generation(&text).unwrap();
+    // Everything was read; the end must be the end for the next worker too.
+    served.kill_worker();
+    assert_eq!(file.read(&mut [0; 100]).unwrap(), 0);
+    let again = &mut [0; 100];
+    file.read_exact_at(again, 0).unwrap();
+    assert!(again.starts_with(b"generation "));
+    assert!(!text.starts_with(again), "offset 0 must start a new text");
+    assert!(text.ends_with(format!("line {}\n", GENERATION_LINES - 1).as_bytes()));
+}
+
+#[test]
+fn reads_wait_while_no_worker_can_start_and_then_succeed() {
+    let served = Served::with(&["orphan-ms=60000"]);
+    eventually("a standby", || served.status().number("standby_ready") == 1);
+    served.tell(BROKEN);
+    // The standby was made before; it serves once more.
+    served.kill_worker();
+    let worker = served.worker();
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    eventually("nobody serves", || served.status().number("serving") == 0);
+    let path = served.file("proc/meminfo");
+    let reader = std::thread::spawn(move || (fs::read(path), Instant::now()));
+    std::thread::sleep(Duration::from_secs(2));
+    let repaired = Instant::now();
+    assert!(!reader.is_finished(), "answered by nobody");
+    served.untell(BROKEN);
+    let (text, answered) = reader.join().unwrap();
+    assert_eq!(text.unwrap(), constant_text(CONSTANT_BYTES));
+    assert!(answered >= repaired);
+}
+
+#[test]
+fn orphans_get_eio_after_the_bound_when_no_worker_comes() {
+    let served = Served::with(&["orphan-ms=1000", "standby=0", "probe-ms=0"]);
+    served.tell(HANG);
+    let path = served.file("proc/swaps");
+    let reader = std::thread::spawn(move || fs::read(path));
+    eventually("the request is being handled", || {
+        served.status().number("answers") > 0
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    served.tell(BROKEN);
+    kill(Pid::from_raw(served.worker()), Signal::SIGKILL).unwrap();
+    let error = reader.join().unwrap().expect_err("nobody can answer");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    served.untell(BROKEN);
+    served.untell(HANG);
+    assert_eq!(
+        fs::read(served.file("proc/meminfo")).unwrap(),
+        constant_text(CONSTANT_BYTES)
+    );
+}
+
+#[test]
+fn a_stuck_worker_is_replaced_by_the_watchdog() {
+    let served = Served::with(&["probe-ms=200", "probe-deadline-ms=500"]);
+    eventually("a standby", || served.status().number("standby_ready") == 1);
+    let loops = served.status().number("loops");
+    let stuck = served.worker();
+    served.tell(HANG);
+    let readers: Vec<_> = (0..loops)
+        .map(|_| {
+            let path = served.file("proc/swaps");
+            std::thread::spawn(move || fs::read(path))
+        })
+        .collect();
+    eventually("the stuck worker is replaced", || {
+        served.status().number("stuck_workers") >= 1
+    });
+    served.untell(HANG);
+    eventually("another serves", || {
+        let status = served.status();
+        status.number("serving") == 1 && status.number("worker") != stuck as u64
+    });
+    for reader in readers {
+        // Answered by a later worker, or given up after it hung one too many.
+        let result = reader.join().unwrap();
+        assert!(result.is_ok() || result.unwrap_err().raw_os_error() == Some(libc::EIO));
+    }
+    assert_eq!(
+        fs::read(served.file("proc/meminfo")).unwrap(),
+        constant_text(CONSTANT_BYTES)
+    );
+}
+
+#[test]
+fn a_stopped_worker_makes_readers_wait_and_nothing_else() {
+    let served = Served::with(&["probe-ms=0"]);
+    let readers = Readers::start(&served.mount(), 8);
+    let worker = Pid::from_raw(served.worker());
+    kill(worker, Signal::SIGSTOP).unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    kill(worker, Signal::SIGCONT).unwrap();
+    let seen = readers.finish();
+    assert_unharmed(&seen, &served);
+    assert!(seen.worst >= Duration::from_secs(1), "{seen:?}");
+}
+
+/// A second, different file with the same program.
+fn another_build(served: &Served) -> PathBuf {
+    let path = served.dir().join("serve-fixture-2");
+    fs::copy(fixture_binary(), &path).expect("room for a copy");
+    path
+}
+
+#[test]
+fn upgrades_between_two_builds_are_not_noticed() {
+    let served = Served::start();
+    let builds = [another_build(&served), fixture_binary()];
+    let holder = served.holder();
+    let readers = Readers::start(&served.mount(), 16);
+    for (round, build) in builds.iter().cycle().take(10).enumerate() {
+        let answer = served.ask(&Request::Upgrade(build.clone())).unwrap();
+        assert!(answer.is_ok(), "{answer:?}");
+        let status = served.status();
+        assert_eq!(status.text("program"), build.to_string_lossy());
+        assert_eq!(status.number("holder"), holder as u64, "upgraded in place");
+        for pid in [holder, status.number("worker") as i32] {
+            let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+            assert_eq!(&exe, build, "round {round}: process {pid}");
+        }
+        if round % 3 == 0 {
+            served.kill_worker();
+        }
+    }
+    assert_unharmed(&readers.finish(), &served);
+    assert_eq!(comm(holder).as_deref(), Some("lxcfs-holder"));
+}
+
+#[test]
+fn sigusr1_starts_the_program_on_disk() {
+    let served = Served::start();
+    let before = served.worker();
+    served.signal_holder(Signal::SIGUSR1);
+    eventually("another worker serves", || {
+        let status = served.status();
+        status.number("serving") == 1 && status.number("worker") != before as u64
+    });
+    assert_eq!(served.status().number("upgrades"), 1);
+}
+
+#[test]
+fn a_failed_upgrade_leaves_the_old_program_serving() {
+    let served = Served::start();
+    let readers = Readers::start(&served.mount(), 8);
+    let program = served.status().text("program").to_owned();
+    for (path, why) in [
+        ("/bin/false", "prepared itself"),
+        ("/nonexistent", "No such file"),
+        ("/etc/passwd", "not an executable"),
+    ] {
+        let refused = served
+            .ask(&Request::Upgrade(path.into()))
+            .unwrap()
+            .unwrap_err();
+        assert!(refused.contains(why), "{refused}");
+        assert!(refused.contains(path), "{refused}");
+    }
+    served.tell(BROKEN);
+    let build = another_build(&served);
+    served.ask(&Request::Upgrade(build)).unwrap().unwrap_err();
+    served.untell(BROKEN);
+    assert_eq!(served.status().text("program"), program);
+    assert_unharmed(&readers.finish(), &served);
+}
+
+#[test]
+fn a_successor_takes_over_from_the_workers_of_a_killed_holder() {
+    let mut served = Served::start();
+    let readers = Readers::start(&served.mount(), 16);
+    let kept = File::open(served.file("proc/meminfo")).unwrap();
+    for _ in 0..5 {
+        served.signal_holder(Signal::SIGKILL);
+        served.wait_holder();
+        // Without a holder the worker serves on.
+        assert_eq!(
+            fs::read(served.file("proc/meminfo")).unwrap(),
+            constant_text(CONSTANT_BYTES)
+        );
+        served.start_holder();
+        assert!(
+            served.log().contains("taking connection"),
+            "{}",
+            served.log()
+        );
+        served.kill_worker();
+    }
+    let mut text = vec![0; CONSTANT_BYTES];
+    kept.read_exact_at(&mut text, 0).unwrap();
+    assert_eq!(text, constant_text(CONSTANT_BYTES));
+    assert_unharmed(&readers.finish(), &served);
+    let workers = workers_of(&served);
+    assert!(workers <= 2, "{workers} workers are left");
+}
+
+/// Worker processes that hold this mount's log open.
+fn workers_of(served: &Served) -> usize {
+    let log = served.dir().join("log");
+    let of_ours = |pid: &i32| {
+        comm(*pid).as_deref() == Some("lxcfs-worker")
+            && fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|path| path == log)
+    };
+    let pids = fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(of_ours).count()
+}
+
+#[test]
+fn a_second_instance_is_refused_and_the_first_serves_on() {
+    let served = Served::start();
+    let output = served.command().stderr(Stdio::piped()).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(
+        message.contains(&format!("holder process {}", served.holder())),
+        "{message}"
+    );
+    assert_eq!(
+        fs::read(served.file("proc/meminfo")).unwrap(),
+        constant_text(CONSTANT_BYTES)
+    );
+    assert_eq!(served.status().number("serving"), 1);
+}
+
+#[test]
+fn a_dead_mount_of_ours_is_replaced() {
+    let mut served = Served::start();
+    let (holder, status) = (served.holder(), served.status());
+    let pids = [
+        holder,
+        status.number("worker") as i32,
+        status.number("standby") as i32,
+    ];
+    for pid in pids.into_iter().filter(|pid| *pid > 0) {
+        let _already_dead = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    served.wait_holder();
+    eventually("the connection is lost", || {
+        let gone = fs::read(served.file("proc/meminfo")).map_err(|e| e.raw_os_error());
+        gone == Err(Some(libc::ENOTCONN))
+    });
+    served.start_holder();
+    assert!(
+        served.log().contains("replacing the dead mount"),
+        "{}",
+        served.log()
+    );
+    assert_eq!(
+        fs::read(served.file("proc/meminfo")).unwrap(),
+        constant_text(CONSTANT_BYTES)
+    );
+}
+
+#[test]
+fn processes_have_the_names_people_look_for() {
+    let served = Served::start();
+    assert_eq!(comm(served.holder()).as_deref(), Some("lxcfs-holder"));
+    assert_eq!(comm(served.worker()).as_deref(), Some("lxcfs-worker"));
+    let threads = fs::read_dir(format!("/proc/{}/task", served.holder()))
+        .unwrap()
+        .count();
+    assert_eq!(threads, 1, "the holder is single-threaded");
+}
+
+#[test]
+fn commands_reach_the_daemon_and_strangers_are_told() {
+    let served = Served::start();
+    let answer = served
+        .ask(&Request::Command("log-level debug".to_owned()))
+        .unwrap();
+    assert_eq!(answer.as_deref(), Ok("heard log-level debug"));
+    // The socket is root's.
+    let refused = Command::new("setpriv")
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "test",
+            "-w",
+        ])
+        .arg(served.socket())
+        .status()
+        .unwrap();
+    assert!(!refused.success());
+}
+
+#[test]
+fn sigterm_unmounts_and_exits_0_within_a_second() {
+    let mut served = Served::start();
+    let pids = [served.worker(), served.status().number("standby") as i32];
+    // An open file must not hold anything up.
+    let _kept = File::open(served.file("proc/meminfo")).unwrap();
+    let start = Instant::now();
+    served.signal_holder(Signal::SIGTERM);
+    let status = served.wait_holder();
+    assert!(status.success(), "{status}");
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mountinfo.contains(&*served.mount().to_string_lossy()));
+    assert!(!served.socket().exists());
+    for pid in pids {
+        assert_ne!(
+            comm(pid).as_deref(),
+            Some("lxcfs-worker"),
+            "worker {pid} is left"
+        );
+    }
+    assert_eq!(fs::read_dir(served.mount()).unwrap().count(), 0);
+}
+
+#[test]
+fn unmounting_from_outside_ends_the_holder_regularly() {
+    let mut served = Served::start();
+    nix::mount::umount2(&served.mount(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    let status = served.wait_holder();
+    assert!(status.success(), "{status}\n{}", served.log());
+    assert!(served.log().contains("was unmounted"), "{}", served.log());
+}

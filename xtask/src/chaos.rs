@@ -1,0 +1,75 @@
+//! `cargo xtask chaos`: kills workers at random moments while readers check every byte.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+use crate::command::{cargo, is_root, repository, run};
+use crate::setup::{self, Purpose};
+
+/// Kills the serving worker again and again under 64 readers that check every byte, and prints
+/// errors and the time from kill to serving. Fails on the first wrong byte, error or hang.
+#[derive(Parser)]
+pub(crate) struct Args {
+    /// Workers to kill.
+    #[arg(long, default_value_t = 1000)]
+    kills: u32,
+    /// Longest pause before the next kill, in milliseconds.
+    #[arg(long, default_value_t = 30)]
+    pause_msec: u32,
+    /// Keep no standby worker, so that every start is cold.
+    #[arg(long)]
+    cold: bool,
+    /// Reader threads, spread over four processes.
+    #[arg(long, default_value_t = 64)]
+    readers: u32,
+    /// Use a build without optimisation (faster to build, slower to serve).
+    #[arg(long)]
+    debug: bool,
+}
+
+impl Args {
+    /// Builds the test server and lets it torment itself.
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        setup::ensure(&[Purpose::Build])?;
+        if !is_root() {
+            bail!("chaos mounts a file system: run it as root");
+        }
+        let mut build = cargo();
+        build.args([
+            "build",
+            "--quiet",
+            "-p",
+            "lxcfs-tests",
+            "--bin",
+            "serve-fixture",
+        ]);
+        let profile = if self.debug { "debug" } else { "release" };
+        if !self.debug {
+            build.arg("--release");
+        }
+        run(&mut build)?;
+        let target = std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| repository().join("target"), Into::into);
+        let server = target.join(profile).join("serve-fixture");
+        let status = Command::new(&server)
+            .arg("chaos")
+            .args(
+                [
+                    self.kills,
+                    self.pause_msec,
+                    u32::from(!self.cold),
+                    self.readers,
+                ]
+                .map(|n| n.to_string()),
+            )
+            .status()
+            .with_context(|| format!("cannot start {}", server.display()))?;
+        Ok(if status.success() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+}

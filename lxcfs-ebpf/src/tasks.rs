@@ -1,11 +1,11 @@
-//! `load_tasks`: one walk over all threads, counting into a table keyed by cgroup id.
+//! `load_tasks`: one walk over all threads, counting per set of cgroups.
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     macros::map,
     maps::{Array, HashMap},
 };
-use lxcfs_common::bpf::{CgroupLoad, LossCounter, MAX_CGROUP_DEPTH};
+use lxcfs_common::bpf::{CgroupNode, LossCounter, MAX_CGROUP_DEPTH, TaskSet};
 
 use crate::kernel::{
     Address, Direct, Memory, Probe, cgroup_id, cgroup_parent, known, layout, lose, v1_cgroup,
@@ -17,32 +17,38 @@ const TASK_NOLOAD: u32 = 0x400;
 /// 6.1 and later; no other state uses the bit before.
 const TASK_FROZEN: u32 = 0x8000;
 
-/// Counts per v2 cgroup id.
+/// Counts per `css_set`, by its address: one look-up per task however many hierarchies there
+/// are, and the ids are followed once per set and walk. A set freed and another made at its
+/// address within one walk would share a row; the next walk puts that right.
 #[map]
-static LOAD_V2: HashMap<u64, CgroupLoad> = HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
+static TASK_SETS: HashMap<u64, TaskSet> = HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
 
-/// Counts per cgroup id of the v1 hierarchy that is counted. Ids are unique only within one
-/// hierarchy, so the two tables are never mixed.
+/// The v2 hierarchy as far as tasks have been seen in it.
 #[map]
-static LOAD_V1: HashMap<u64, CgroupLoad> = HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
+static TREE_V2: HashMap<u64, CgroupNode> = HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
+
+/// The same of the v1 hierarchy that is counted. Ids are unique only within one hierarchy, so
+/// the two tables are never mixed.
+#[map]
+static TREE_V1: HashMap<u64, CgroupNode> = HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
 
 /// Number of the present walk, set by userspace before it starts.
 #[map]
 static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
 
-/// The value new entries start from; a constant, so that no `memset` is called for it.
-static EMPTY: CgroupLoad = CgroupLoad {
+/// What new entries start from; constants, so that no `memset` is called for them.
+static EMPTY: TaskSet = TaskSet {
     generation: 0,
-    parent: 0,
+    cgroup_v2: 0,
+    cgroup_v1: 0,
     running: 0,
     uninterruptible: 0,
     threads: 0,
     processes: 0,
     last_pid: 0,
     last_pid_level: 0,
-    level: 0,
-    pad: 0,
 };
+static NOWHERE: CgroupNode = CgroupNode { parent: 0, level: 0, pad: 0 };
 
 /// `struct bpf_iter__task`
 #[repr(C)]
@@ -87,13 +93,68 @@ unsafe fn count<M: Memory>(context: *const TaskIteration) -> i32 {
         if css_set.is_null() {
             return 0;
         }
+        let address = css_set as u64;
+        let mut entry = TASK_SETS.get_ptr_mut(address);
+        if entry.is_none() {
+            let _ = TASK_SETS.insert(address, &EMPTY, u64::from(BPF_NOEXIST));
+            entry = TASK_SETS.get_ptr_mut(address);
+        }
+        let Some(set) = entry else {
+            lose(LossCounter::Tasks);
+            return 0;
+        };
+        if (*set).generation != *generation {
+            renew::<M>(set, css_set, *generation);
+        }
         let share = share_of::<M>(task);
-        tally::<M>(&LOAD_V2, v2_cgroup::<M>(css_set), *generation, &share);
-        if known!(gate_v1_subsys, css_set_subsys) {
-            tally::<M>(&LOAD_V1, v1_cgroup::<M>(css_set), *generation, &share);
+        (*set).running += share.running;
+        (*set).uninterruptible += share.uninterruptible;
+        (*set).threads += 1;
+        (*set).processes += share.processes;
+        if share.last_pid != 0
+            && ((*set).last_pid == 0 || share.last_pid_level < (*set).last_pid_level)
+        {
+            (*set).last_pid = share.last_pid;
+            (*set).last_pid_level = share.last_pid_level;
         }
     }
     0
+}
+
+/// The first task of a set in a walk: counts start at zero, the cgroups are looked up.
+#[inline(always)]
+unsafe fn renew<M: Memory>(set: *mut TaskSet, css_set: Address, generation: u64) {
+    // SAFETY: `set` is a map value that one walk at a time writes; `css_set` is not null.
+    unsafe {
+        (*set).generation = generation;
+        // Volatile: side by side, LLVM would make a call to memset of them.
+        (&raw mut (*set).running).write_volatile(0);
+        (&raw mut (*set).uninterruptible).write_volatile(0);
+        (&raw mut (*set).threads).write_volatile(0);
+        (&raw mut (*set).processes).write_volatile(0);
+        (&raw mut (*set).last_pid).write_volatile(0);
+        (&raw mut (*set).last_pid_level).write_volatile(0);
+        (*set).cgroup_v2 = place::<M>(&TREE_V2, v2_cgroup::<M>(css_set));
+        if known!(gate_v1_subsys, css_set_subsys) {
+            (*set).cgroup_v1 = place::<M>(&TREE_V1, v1_cgroup::<M>(css_set));
+        }
+    }
+}
+
+/// The id of a cgroup, which is put into the table of its hierarchy if it is new there.
+#[inline(always)]
+unsafe fn place<M: Memory>(tree: &HashMap<u64, CgroupNode>, cgroup: Address) -> u64 {
+    if cgroup.is_null() {
+        return 0;
+    }
+    // SAFETY: `cgroup` is not null.
+    unsafe {
+        let id = cgroup_id::<M>(cgroup);
+        if tree.get_ptr(id).is_none() {
+            introduce::<M>(tree, cgroup, id);
+        }
+        id
+    }
 }
 
 #[inline(always)]
@@ -132,54 +193,9 @@ unsafe fn share_of<M: Memory>(task: Address) -> Share {
     }
 }
 
-#[inline(always)]
-unsafe fn tally<M: Memory>(
-    table: &HashMap<u64, CgroupLoad>,
-    cgroup: Address,
-    generation: u64,
-    share: &Share,
-) {
-    if cgroup.is_null() {
-        return;
-    }
-    // SAFETY: `cgroup` is not null; entries are only written from this walk, which one
-    // thread of userspace runs at a time.
-    unsafe {
-        let id = cgroup_id::<M>(cgroup);
-        let mut entry = table.get_ptr_mut(id);
-        if entry.is_none() {
-            introduce::<M>(table, cgroup, id);
-            entry = table.get_ptr_mut(id);
-        }
-        let Some(load) = entry else {
-            lose(LossCounter::Tasks);
-            return;
-        };
-        if (*load).generation != generation {
-            (*load).generation = generation;
-            (*load).running = 0;
-            (*load).uninterruptible = 0;
-            (*load).threads = 0;
-            (*load).processes = 0;
-            (*load).last_pid = 0;
-            (*load).last_pid_level = 0;
-        }
-        (*load).running += share.running;
-        (*load).uninterruptible += share.uninterruptible;
-        (*load).threads += 1;
-        (*load).processes += share.processes;
-        if share.last_pid != 0
-            && ((*load).last_pid == 0 || share.last_pid_level < (*load).last_pid_level)
-        {
-            (*load).last_pid = share.last_pid;
-            (*load).last_pid_level = share.last_pid_level;
-        }
-    }
-}
-
 /// Records a cgroup seen for the first time, and its ancestors up to a known one.
 #[inline(always)]
-unsafe fn introduce<M: Memory>(table: &HashMap<u64, CgroupLoad>, leaf: Address, leaf_id: u64) {
+unsafe fn introduce<M: Memory>(table: &HashMap<u64, CgroupNode>, leaf: Address, leaf_id: u64) {
     let mut cgroup = leaf;
     let mut id = leaf_id;
     // SAFETY: `cgroup` is not null: the caller checked the first, the loop the others.
@@ -187,13 +203,13 @@ unsafe fn introduce<M: Memory>(table: &HashMap<u64, CgroupLoad>, leaf: Address, 
         for _ in 0..MAX_CGROUP_DEPTH {
             let parent = cgroup_parent::<M>(cgroup);
             let parent_id = if parent.is_null() { 0 } else { cgroup_id::<M>(parent) };
-            if table.insert(id, &EMPTY, u64::from(BPF_NOEXIST)).is_err() {
+            if table.insert(id, &NOWHERE, u64::from(BPF_NOEXIST)).is_err() {
                 return;
             }
-            let Some(load) = table.get_ptr_mut(id) else { return };
-            (*load).parent = parent_id;
+            let Some(node) = table.get_ptr_mut(id) else { return };
+            (*node).parent = parent_id;
             if known!(cgroup_level) {
-                (*load).level = M::u32_at(cgroup, layout!(cgroup_level));
+                (*node).level = M::u32_at(cgroup, layout!(cgroup_level));
             }
             if parent.is_null() || table.get_ptr(parent_id).is_some() {
                 return;

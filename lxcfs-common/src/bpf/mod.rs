@@ -9,6 +9,6 @@ mod records;
 
 pub use layout::{ABSENT, KernelLayout};
 pub use records::{
-    BlockCounters, BlockKey, CarriedKey, CgroupLoad, ContainerRecord, CpuTimes, Event, EventKind,
-    LossCounter, MAX_CGROUP_DEPTH,
+    BlockCounters, BlockKey, CarriedKey, CgroupNode, ContainerRecord, CpuTimes, Event, EventKind,
+    LossCounter, MAX_CGROUP_DEPTH, TaskSet,
 };

@@ -5,17 +5,20 @@ use bytemuck::{Pod, Zeroable};
 /// Deepest cgroup whose ancestors the programs follow in one go.
 pub const MAX_CGROUP_DEPTH: u32 = 32;
 
-/// What one walk over all tasks counted for one cgroup, its own tasks only.
+/// What one walk over all tasks counted for one `css_set`: the tasks that are in the same
+/// cgroup on every hierarchy. Keyed by the set's address, which is only a number here.
 ///
 /// Source: `iter/task`, with the kernel's own meaning of running (`__state == 0`) and
 /// uninterruptible (`task_contributes_to_load`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct CgroupLoad {
+pub struct TaskSet {
     /// Number of the walk these counts belong to; counts of another walk are zero.
     pub generation: u64,
-    /// Id of the parent cgroup in the same hierarchy, 0 for the root.
-    pub parent: u64,
+    /// Id of the cgroup on v2.
+    pub cgroup_v2: u64,
+    /// Id of the cgroup on the v1 hierarchy that is counted, 0 when there is none.
+    pub cgroup_v1: u64,
     /// Threads that run or wait for a CPU.
     pub running: u32,
     /// Threads in uninterruptible sleep that count as load.
@@ -28,12 +31,21 @@ pub struct CgroupLoad {
     pub last_pid: u32,
     /// Level of that PID namespace, 0 for the initial one.
     pub last_pid_level: u32,
+}
+const _: () = assert!(size_of::<TaskSet>() == 48);
+
+/// Where a cgroup is in its hierarchy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct CgroupNode {
+    /// Id of the parent cgroup, 0 for the root.
+    pub parent: u64,
     /// Depth of the cgroup, 0 for the root of the hierarchy.
     pub level: u32,
     /// Always 0.
     pub pad: u32,
 }
-const _: () = assert!(size_of::<CgroupLoad>() == 48);
+const _: () = assert!(size_of::<CgroupNode>() == 16);
 
 /// The init of a PID namespace other than the host's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

@@ -99,10 +99,11 @@ pub(super) fn load(plan: &Plan, btf_path: &Path) -> Result<Loaded, String> {
         .map_max_entries("CPU_OFFSET", cpus)
         .map_max_entries("CPU_OUT", cpus);
     if plan.v1_controller.is_none() {
-        loader.map_max_entries("LOAD_V1", UNUSED);
+        loader.map_max_entries("TREE_V1", UNUSED);
     }
     for (feature, map) in [
-        (Feature::TaskCounts, "LOAD_V2"),
+        (Feature::TaskCounts, "TASK_SETS"),
+        (Feature::TaskCounts, "TREE_V2"),
         (Feature::RemovedCgroupTimes, "CARRIED"),
         (Feature::BlockTimes, "BLOCK"),
     ] {

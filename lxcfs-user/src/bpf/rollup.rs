@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lxcfs_common::bpf::CgroupLoad;
+use lxcfs_common::bpf::{CgroupNode, TaskSet};
 
 /// A cgroup's id, which is also the inode number of its directory. Ids are unique only
 /// within one hierarchy, so the hierarchy is part of the type's value and the two never
@@ -59,16 +59,16 @@ impl TaskCounts {
     }
 }
 
-impl From<&CgroupLoad> for TaskCounts {
-    fn from(load: &CgroupLoad) -> Self {
+impl From<&TaskSet> for TaskCounts {
+    fn from(set: &TaskSet) -> Self {
         Self {
-            running: load.running,
-            uninterruptible: load.uninterruptible,
-            threads: load.threads,
-            processes: load.processes,
-            last_pid: (load.last_pid != 0).then_some(LastPid {
-                pid: load.last_pid,
-                ns_level: load.last_pid_level,
+            running: set.running,
+            uninterruptible: set.uninterruptible,
+            threads: set.threads,
+            processes: set.processes,
+            last_pid: (set.last_pid != 0).then_some(LastPid {
+                pid: set.last_pid,
+                ns_level: set.last_pid_level,
             }),
         }
     }
@@ -79,7 +79,7 @@ impl From<&CgroupLoad> for TaskCounts {
 pub struct RolledUp {
     /// Counts of every cgroup that has tasks in its subtree.
     pub subtree: HashMap<u64, TaskCounts>,
-    /// Entries that hold nothing of this walk and lead to nothing that does.
+    /// Nodes below which there are no tasks.
     pub stale: Vec<u64>,
     /// Cgroups with tasks whose chain of parents ends before the root.
     pub broken_chains: u32,
@@ -88,21 +88,20 @@ pub struct RolledUp {
 /// Longer chains of parents than this are taken for a loop.
 const MAX_LEVELS: usize = 512;
 
-/// Adds the tasks of each cgroup to itself and to all its ancestors. `rows` is the table as
-/// read, entries of older walks included.
+/// Adds tasks to their cgroup and to all its ancestors. `own` names a cgroup once per set of
+/// tasks; `tree` is the hierarchy as far as it is known.
 #[must_use]
-pub fn roll_up(rows: &[(u64, CgroupLoad)], generation: u64) -> RolledUp {
-    let parents: HashMap<u64, u64> = rows.iter().map(|(id, load)| (*id, load.parent)).collect();
+pub fn roll_up(
+    own: impl IntoIterator<Item = (u64, TaskCounts)>,
+    tree: &[(u64, CgroupNode)],
+) -> RolledUp {
+    let parents: HashMap<u64, u64> = tree.iter().map(|(id, node)| (*id, node.parent)).collect();
     let mut result = RolledUp::default();
-    for (id, load) in rows {
-        if load.generation != generation || load.threads == 0 {
-            continue;
-        }
-        let own = TaskCounts::from(load);
-        let mut at = *id;
+    for (id, counts) in own {
+        let mut at = id;
         let mut whole = false;
         for _ in 0..MAX_LEVELS {
-            result.subtree.entry(at).or_default().add(&own);
+            result.subtree.entry(at).or_default().add(&counts);
             match parents.get(&at) {
                 Some(0) => {
                     whole = true;
@@ -114,7 +113,7 @@ pub fn roll_up(rows: &[(u64, CgroupLoad)], generation: u64) -> RolledUp {
         }
         result.broken_chains += u32::from(!whole);
     }
-    result.stale = rows
+    result.stale = tree
         .iter()
         .map(|(id, _)| *id)
         .filter(|id| !result.subtree.contains_key(id))
@@ -128,22 +127,28 @@ mod tests {
 
     use super::*;
 
-    fn row(id: u64, parent: u64, threads: u32) -> (u64, CgroupLoad) {
-        let load = CgroupLoad {
-            generation: 7,
+    fn node(id: u64, parent: u64) -> (u64, CgroupNode) {
+        let node = CgroupNode {
             parent,
+            ..Default::default()
+        };
+        (id, node)
+    }
+
+    fn tasks(id: u64, threads: u32) -> (u64, TaskCounts) {
+        let counts = TaskCounts {
             running: threads,
             threads,
             processes: 1,
             ..Default::default()
         };
-        (id, load)
+        (id, counts)
     }
 
     #[test]
     fn five_levels_reach_the_root() {
-        let rows: Vec<_> = (1..=5).map(|id| row(id, id - 1, id as u32)).collect();
-        let rolled = roll_up(&rows, 7);
+        let tree: Vec<_> = (1..=5).map(|id| node(id, id - 1)).collect();
+        let rolled = roll_up((1..=5).map(|id| tasks(id, id as u32)), &tree);
         assert_eq!(rolled.subtree[&5].running, 5);
         assert_eq!(rolled.subtree[&1].running, 15);
         assert_eq!(rolled.subtree[&1].processes, 5);
@@ -151,40 +156,44 @@ mod tests {
     }
 
     #[test]
-    fn a_level_without_tasks_is_passed_through() {
-        let mut middle = row(2, 1, 0);
-        middle.1.generation = 0;
-        let rolled = roll_up(&[row(1, 0, 1), middle, row(3, 2, 4)], 7);
-        assert_eq!(rolled.subtree[&2].threads, 4);
-        assert_eq!(rolled.subtree[&1].threads, 5);
+    fn a_level_without_tasks_is_passed_through_and_sets_of_one_cgroup_add_up() {
+        let tree = [node(1, 0), node(2, 1), node(3, 2)];
+        let rolled = roll_up([tasks(1, 1), tasks(3, 4), tasks(3, 2)], &tree);
+        assert_eq!(rolled.subtree[&2].threads, 6);
+        assert_eq!(rolled.subtree[&1].threads, 7);
         assert!(rolled.stale.is_empty());
     }
 
     #[test]
     fn only_branches_without_tasks_are_stale() {
-        let mut empty = row(3, 2, 9);
-        empty.1.generation = 6;
-        let rolled = roll_up(&[row(1, 0, 1), row(2, 1, 1), empty], 7);
+        let rolled = roll_up([tasks(2, 1)], &[node(1, 0), node(2, 1), node(3, 2)]);
         assert_eq!(rolled.stale, [3]);
         assert_eq!(rolled.subtree[&2].threads, 1);
     }
 
     #[test]
     fn the_outermost_pid_namespace_names_the_last_pid() {
-        let mut outer = row(1, 0, 1);
-        (outer.1.last_pid, outer.1.last_pid_level) = (40, 1);
-        let mut inner = row(2, 1, 1);
-        (inner.1.last_pid, inner.1.last_pid_level) = (9, 2);
-        let rolled = roll_up(&[inner, outer], 7);
+        let seen = |id, pid, ns_level| {
+            let last_pid = Some(LastPid { pid, ns_level });
+            (
+                id,
+                TaskCounts {
+                    last_pid,
+                    ..tasks(id, 1).1
+                },
+            )
+        };
+        let rolled = roll_up([seen(2, 9, 2), seen(1, 40, 1)], &[node(1, 0), node(2, 1)]);
+        let last = |id| rolled.subtree[&id].last_pid;
         assert_eq!(
-            rolled.subtree[&1].last_pid,
+            last(1),
             Some(LastPid {
                 pid: 40,
                 ns_level: 1
             })
         );
         assert_eq!(
-            rolled.subtree[&2].last_pid,
+            last(2),
             Some(LastPid {
                 pid: 9,
                 ns_level: 2
@@ -194,21 +203,19 @@ mod tests {
 
     #[test]
     fn a_broken_chain_is_told() {
-        assert_eq!(roll_up(&[row(5, 4, 1)], 7).broken_chains, 1);
+        assert_eq!(roll_up([tasks(5, 1)], &[node(5, 4)]).broken_chains, 1);
     }
 
     proptest! {
         #[test]
         fn any_table_ends_and_each_row_counts_at_itself(
-            entries in prop::collection::hash_map(1u64..40, (0u64..40, 0u32..5), 0..40)
+            tree in prop::collection::vec((1u64..40, 0u64..40), 0..40),
+            own in prop::collection::vec((1u64..40, 1u32..5), 0..40),
         ) {
-            let rows: Vec<_> =
-                entries.iter().map(|(id, (parent, threads))| row(*id, *parent, *threads)).collect();
-            let rolled = roll_up(&rows, 7);
-            for (id, load) in &rows {
-                if load.threads > 0 {
-                    prop_assert!(rolled.subtree[id].threads >= load.threads);
-                }
+            let tree: Vec<_> = tree.iter().map(|(id, parent)| node(*id, *parent)).collect();
+            let rolled = roll_up(own.iter().map(|(id, threads)| tasks(*id, *threads)), &tree);
+            for (id, threads) in own {
+                prop_assert!(rolled.subtree[&id].threads >= threads);
             }
         }
     }

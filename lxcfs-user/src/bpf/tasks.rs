@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{Array, HashMap as HashTable, Map, MapData};
-use lxcfs_common::bpf::CgroupLoad;
+use bytemuck::Pod;
+use lxcfs_common::bpf::{CgroupNode, TaskSet};
 
 use super::error::BpfError;
+use super::feature::Feature;
 use super::load::{Loaded, Plain, data};
 use super::rollup::{CgroupId, RolledUp, TaskCounts, roll_up};
 use super::sys;
@@ -51,66 +53,62 @@ impl TaskSample {
     }
 }
 
-/// One hierarchy's table in the kernel.
-struct Table {
-    map: HashTable<MapData, u64, Plain<CgroupLoad>>,
+/// A hash table in the kernel, read as a whole.
+struct Table<V: Pod> {
+    map: HashTable<MapData, u64, Plain<V>>,
     fd: OwnedFd,
-    max_entries: u32,
-    rows: Vec<(u64, CgroupLoad)>,
+    rows: Vec<(u64, V)>,
 }
 
-impl Table {
+impl<V: Pod> Table<V> {
     fn new(map: Map) -> Result<Self, BpfError> {
         let fd = data(&map)
-            .ok_or(BpfError::Off(super::Feature::TaskCounts))?
+            .ok_or(BpfError::Off(Feature::TaskCounts))?
             .fd()
             .as_fd()
             .try_clone_to_owned()
             .map_err(BpfError::system("duplicating a map descriptor"))?;
         let map = HashTable::try_from(map)
             .map_err(|error| BpfError::library("opening the table of tasks")(Box::new(error)))?;
-        Ok(Self {
-            map,
-            fd,
-            max_entries: MAX_CGROUPS,
-            rows: Vec::new(),
-        })
+        let rows = Vec::new();
+        Ok(Self { map, fd, rows })
     }
 
-    /// Reads the table, rolls it up, and drops what no task stands behind any more.
-    fn read(&mut self, generation: u64) -> Result<RolledUp, BpfError> {
-        self.rows.clear();
-        sys::read_all(self.fd.as_fd(), self.max_entries, &mut self.rows)
-            .map_err(BpfError::system("reading the table of tasks"))?;
-        let rolled = roll_up(&self.rows, generation);
-        for id in &rolled.stale {
-            // Already gone is as good.
-            let _ = self.map.remove(id);
-        }
+    fn read(&mut self) -> Result<(), BpfError> {
         // A burst of cgroups must not keep its memory for ever.
         if self.rows.capacity() > 4096 && self.rows.len() < self.rows.capacity() / 4 {
             self.rows = Vec::new();
         }
-        Ok(rolled)
+        self.rows.clear();
+        sys::read_all(self.fd.as_fd(), MAX_ROWS, &mut self.rows)
+            .map_err(BpfError::system("reading the table of tasks"))
+    }
+
+    fn forget(&mut self, keys: impl IntoIterator<Item = u64>) {
+        for key in keys {
+            // Already gone is as good.
+            let _ = self.map.remove(&key);
+        }
     }
 }
 
 /// Size of the tables in the object.
-const MAX_CGROUPS: u32 = 32_768;
+const MAX_ROWS: u32 = 32_768;
 
 /// Owner of the walk: the tables are written by one walk at a time.
 pub(super) struct TaskWalk {
     link: OwnedFd,
     generation: Array<MapData, u64>,
-    v2: Table,
-    v1: Option<Table>,
+    sets: Table<TaskSet>,
+    v2: Table<CgroupNode>,
+    v1: Option<Table<CgroupNode>>,
     number: u64,
 }
 
 impl TaskWalk {
     /// Takes what it needs out of the loaded object.
     pub(super) fn new(loaded: &mut Loaded, v1: bool) -> Result<Self, BpfError> {
-        let off = || BpfError::Off(super::Feature::TaskCounts);
+        let off = || BpfError::Off(Feature::TaskCounts);
         let program = loaded
             .program_fd("load_tasks")
             .or_else(|| loaded.program_fd("load_tasks_pr"))
@@ -119,15 +117,17 @@ impl TaskWalk {
             .map_err(BpfError::system("making the task iterator"))?;
         let generation = Array::try_from(loaded.map("GENERATION").ok_or_else(off)?)
             .map_err(|error| BpfError::library("opening GENERATION")(Box::new(error)))?;
-        let v2 = Table::new(loaded.map("LOAD_V2").ok_or_else(off)?)?;
+        let sets = Table::new(loaded.map("TASK_SETS").ok_or_else(off)?)?;
+        let v2 = Table::new(loaded.map("TREE_V2").ok_or_else(off)?)?;
         let v1 = if v1 {
-            Some(Table::new(loaded.map("LOAD_V1").ok_or_else(off)?)?)
+            Some(Table::new(loaded.map("TREE_V1").ok_or_else(off)?)?)
         } else {
             None
         };
         Ok(Self {
             link,
             generation,
+            sets,
             v2,
             v1,
             number: 0,
@@ -137,35 +137,57 @@ impl TaskWalk {
     /// Walks all tasks.
     pub(super) fn sample(&mut self) -> Result<TaskSample, BpfError> {
         self.number += 1;
+        let number = self.number;
         self.generation
-            .set(0, self.number, 0)
+            .set(0, number, 0)
             .map_err(|error| BpfError::library("setting the walk's number")(Box::new(error)))?;
         sys::walk(self.link.as_fd(), &mut Vec::new())
             .map_err(BpfError::system("walking the tasks"))?;
         let at = super::boottime();
-        let v2 = self.v2.read(self.number)?;
+        self.sets.read()?;
+        let rows = std::mem::take(&mut self.sets.rows);
+        let old = rows.iter().filter(|(_, set)| set.generation != number);
+        self.sets.forget(old.map(|(address, _)| *address));
+
+        let current = || {
+            rows.iter()
+                .map(|(_, set)| set)
+                .filter(|set| set.generation == number)
+        };
+        let on = |set: &TaskSet, id: u64| (id != 0).then(|| (id, TaskCounts::from(set)));
+        let v2 = rolled(
+            &mut self.v2,
+            current().filter_map(|set| on(set, set.cgroup_v2)),
+        )?;
         let v1 = match &mut self.v1 {
-            Some(table) => table.read(self.number)?,
+            Some(table) => rolled(table, current().filter_map(|set| on(set, set.cgroup_v1)))?,
             None => RolledUp::default(),
         };
+        self.sets.rows = rows;
+
         let broken_chains = v2.broken_chains.saturating_add(v1.broken_chains);
         let mut subtree = HashMap::with_capacity(v2.subtree.len() + v1.subtree.len());
-        subtree.extend(
-            v2.subtree
-                .into_iter()
-                .map(|(id, counts)| (CgroupId::V2(id), counts)),
-        );
-        subtree.extend(
-            v1.subtree
-                .into_iter()
-                .map(|(id, counts)| (CgroupId::V1(id), counts)),
-        );
+        let v2_counts = v2.subtree.into_iter();
+        subtree.extend(v2_counts.map(|(id, counts)| (CgroupId::V2(id), counts)));
+        let v1_counts = v1.subtree.into_iter();
+        subtree.extend(v1_counts.map(|(id, counts)| (CgroupId::V1(id), counts)));
         Ok(TaskSample {
             at,
-            generation: self.number,
+            generation: number,
             lost_tasks: 0,
             broken_chains,
             subtree,
         })
     }
+}
+
+/// Reads one hierarchy, rolls the tasks up in it, and drops the nodes without any.
+fn rolled(
+    table: &mut Table<CgroupNode>,
+    own: impl Iterator<Item = (u64, TaskCounts)>,
+) -> Result<RolledUp, BpfError> {
+    table.read()?;
+    let mut rolled = roll_up(own, &table.rows);
+    table.forget(std::mem::take(&mut rolled.stale));
+    Ok(rolled)
 }

@@ -82,8 +82,9 @@ pub trait Engine: Send + Sync {
     /// Every NUMA node number that anybody may see.
     fn possible_nodes(&self) -> CpuSet;
 
-    /// Whether the kernel has `id` at all (a PSI file without PSI is not listed).
-    fn exists(&self, id: FileId) -> bool;
+    /// Whether this machine has `node` at all: a PSI file without PSI, or a topology file that
+    /// the kernel does not know, is neither listed nor found.
+    fn exists(&self, node: Node) -> bool;
 
     /// Opens the caller's own cgroup pressure file for a trigger.
     ///

@@ -157,8 +157,8 @@ impl Engine for Fixture {
         CpuSet::first(1)
     }
 
-    fn exists(&self, id: FileId) -> bool {
-        id != FileId::PressureIrq
+    fn exists(&self, node: Node) -> bool {
+        !matches!(node, Node::Fixed(entry) if entry.kind == Kind::File(FileId::PressureIrq))
     }
 
     fn open_pressure(&self, _caller: Caller, id: FileId) -> Result<OwnedFd, AnswerError> {

@@ -419,13 +419,26 @@ impl Engine for LiveEngine {
             .unwrap_or_else(view::node_tree::visible)
     }
 
-    fn exists(&self, id: FileId) -> bool {
+    fn exists(&self, node: Node) -> bool {
         let host = self.collector.host();
-        match path_of(id).split_once('/') {
-            Some(("proc", path)) => host.has_proc(path),
-            // A machine without NUMA still has node 0 for its containers.
-            Some(("sys", path)) => host.has_sys(path) || path.starts_with("devices/system/node/"),
-            _ => false,
+        match node {
+            Node::Fixed(entry) => match entry.path.split_once('/') {
+                Some(("proc", path)) => host.has_proc(path),
+                Some(("sys", path)) => {
+                    // A machine without NUMA still has node 0 for its containers.
+                    host.has_sys(path) || path.starts_with("devices/system/node/")
+                }
+                _ => true,
+            },
+            Node::Cpu(cpu, index) => match CPU_TEMPLATE.get(index).map(|entry| entry.path) {
+                // Only a CPU that can be taken offline has the file; the first often cannot.
+                Some("online") => host.has_sys(&format!("devices/system/cpu/cpu{cpu}/online")),
+                // Which topology files there are depends on the kernel and not on the CPU; an
+                // offline CPU has none at all.
+                Some(path) => host.has_sys(&format!("devices/system/cpu/cpu0/{path}")),
+                None => false,
+            },
+            Node::Numa(..) => true,
         }
     }
 

@@ -213,8 +213,8 @@ impl<E: Engine> Engine for Observed<E> {
         self.engine.possible_nodes()
     }
 
-    fn exists(&self, id: FileId) -> bool {
-        self.engine.exists(id)
+    fn exists(&self, node: Node) -> bool {
+        self.engine.exists(node)
     }
 
     fn open_pressure(&self, caller: Caller, id: FileId) -> Result<OwnedFd, AnswerError> {
@@ -259,7 +259,7 @@ mod tests {
         fn possible_nodes(&self) -> CpuSet {
             CpuSet::first(1)
         }
-        fn exists(&self, _: FileId) -> bool {
+        fn exists(&self, _: Node) -> bool {
             true
         }
         fn open_pressure(&self, _: Caller, _: FileId) -> Result<OwnedFd, AnswerError> {

@@ -45,8 +45,8 @@ impl Engine for Counting {
         CpuSet::first(1)
     }
 
-    fn exists(&self, id: FileId) -> bool {
-        id != FileId::PressureIrq
+    fn exists(&self, node: Node) -> bool {
+        !matches!(node, Node::Fixed(entry) if entry.kind == Kind::File(FileId::PressureIrq))
     }
 
     fn open_pressure(&self, _caller: Caller, _id: FileId) -> Result<OwnedFd, AnswerError> {

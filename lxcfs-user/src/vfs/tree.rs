@@ -44,12 +44,11 @@ pub struct DirEntry {
 pub fn exists(engine: &dyn Engine, node: Node) -> bool {
     match node {
         Node::Fixed(Entry {
-            kind: Kind::File(id),
-            ..
-        }) => engine.exists(*id),
-        Node::Fixed(_) => true,
-        Node::Cpu(cpu, _) => engine.possible_cpus().contains(cpu),
-        Node::Numa(number, _) => engine.possible_nodes().contains(number),
+            kind: Kind::Dir, ..
+        }) => true,
+        Node::Fixed(_) => engine.exists(node),
+        Node::Cpu(cpu, _) => engine.possible_cpus().contains(cpu) && engine.exists(node),
+        Node::Numa(number, _) => engine.possible_nodes().contains(number) && engine.exists(node),
     }
 }
 
@@ -243,7 +242,10 @@ pub fn list<E>(
             list_template(
                 CPU_TEMPLATE,
                 index,
-                |i| catalogue::cpu_ino(cpu, i),
+                |i| {
+                    let there = exists(engine, Node::Cpu(cpu, i));
+                    catalogue::cpu_ino(cpu, i).filter(|_| there)
+                },
                 &mut entries,
             );
         }
@@ -251,7 +253,10 @@ pub fn list<E>(
             list_template(
                 NODE_TEMPLATE,
                 index,
-                |i| catalogue::node_ino(number, i),
+                |i| {
+                    let there = exists(engine, Node::Numa(number, i));
+                    catalogue::node_ino(number, i).filter(|_| there)
+                },
                 &mut entries,
             );
         }

@@ -177,9 +177,9 @@ impl Worker {
         if errno != 0 {
             return Err(WorkerError::Lookup(errno));
         }
-        let tested = CATALOGUE
-            .iter()
-            .find(|entry| matches!(entry.kind, Kind::File(id) if self.engine.exists(id)));
+        let tested = CATALOGUE.iter().find(|entry| {
+            matches!(entry.kind, Kind::File(_)) && self.engine.exists(Node::Fixed(entry))
+        });
         if let Some(entry) = tested {
             let caller = Caller {
                 tid: process::id(),
@@ -218,7 +218,9 @@ impl Worker {
         let channel = self.channel.clone();
         let names: Vec<&'static str> = CATALOGUE
             .iter()
-            .filter(|entry| matches!(entry.kind, Kind::File(id) if self.engine.exists(id)))
+            .filter(|entry| {
+                matches!(entry.kind, Kind::File(_)) && self.engine.exists(Node::Fixed(entry))
+            })
             .map(|entry| entry.path)
             .take(1)
             .collect();

@@ -117,6 +117,50 @@ impl Drop for Sleeper {
     }
 }
 
+/// A cgroup that a container makes for itself: in every hierarchy, without enabling any v2
+/// controller, which the kernel forbids while its parent holds processes.
+struct Sub(Vec<PathBuf>);
+
+impl Sub {
+    fn new(parents: &[PathBuf], name: &str) -> Self {
+        let make = |parent: &PathBuf| {
+            let path = parent.join(name);
+            fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            // A fresh v1 cpuset takes no process until it has both.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                if let Ok(text) = fs::read_to_string(parent.join(file))
+                    && !text.trim().is_empty()
+                    && path.join(file).exists()
+                {
+                    fs::write(path.join(file), text.trim()).unwrap();
+                }
+            }
+            path
+        };
+        Self(parents.iter().map(make).collect())
+    }
+
+    fn add(&self, pid: u32) {
+        for path in &self.0 {
+            fs::write(path.join("cgroup.procs"), pid.to_string()).unwrap();
+        }
+    }
+}
+
+impl Drop for Sub {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // Busy until the last process has been reaped.
+            for _ in 0..100 {
+                if fs::remove_dir(path).is_ok() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_container_is_the_root_of_its_cgroup_namespace() {
     let engine = engine();
@@ -141,20 +185,13 @@ fn a_process_deeper_in_the_namespace_has_the_same_container() {
     let engine = engine();
     let cgroup = TestCgroup::new("deeper");
     let inside = container(&cgroup, true);
-    let child = cgroup.child("service");
+    let child = Sub::new(&cgroup.dirs(), "service");
     // A process of the container in a cgroup of its own, as systemd inside makes them.
-    let name = format!("{}-marker", child.path().replace('/', "_"));
+    let name = format!("{}-marker", cgroup.path().replace('/', "_"));
     let mut service = Command::new("nsenter")
         .args(["--target", &inside.init_pid().to_string()])
-        .args([
-            "--pid",
-            "--cgroup",
-            "--",
-            "sh",
-            "-c",
-            "sleep infinity; :",
-            &name,
-        ])
+        .args(["--pid", "--cgroup", "--", "sh", "-c", "read end", &name])
+        .stdin(Stdio::piped())
         .spawn()
         .unwrap();
     let pid = child_named(&name);
@@ -332,10 +369,11 @@ fn cpu_time_is_the_containers_and_on_the_cpu_it_burnt() {
     let engine = engine();
     let cgroup = TestCgroup::new("burn");
     let inside = container(&cgroup, true);
-    let child = cgroup.child("deep");
+    let child = Sub::new(&cgroup.dirs(), "deep");
     let time = || snapshot(&engine, inside.init_pid()).cpu_time.unwrap();
     let before = time();
-    let burner = Burner::start(&child, Some(1));
+    let burner = Burner::start(&cgroup, Some(1));
+    child.add(burner.pid());
     let start = Instant::now();
     while time().usage.less(before.usage).0 < 300_000_000 {
         assert!(start.elapsed() < Duration::from_secs(120), "nothing burnt");
@@ -365,15 +403,16 @@ fn tasks_are_counted_at_any_depth() {
     let engine = engine();
     let top = TestCgroup::new("depth");
     let inside = container(&top, true);
-    let mut levels = vec![top.child("1")];
+    let mut levels = vec![Sub::new(&top.dirs(), "1")];
     for name in ["2", "3", "4", "5"] {
-        let next = levels.last().unwrap().child(name);
+        let next = Sub::new(&levels.last().unwrap().0, name);
         levels.push(next);
     }
-    let burners = [
-        Burner::start(levels.last().unwrap(), None),
-        Burner::start(&levels[1], None),
-    ];
+    let burners = [4, 1].map(|level: usize| {
+        let burner = Burner::start(&top, None);
+        levels[level].add(burner.pid());
+        burner
+    });
     let start = Instant::now();
     loop {
         let tasks = snapshot(&engine, inside.init_pid()).tasks.unwrap();

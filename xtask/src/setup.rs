@@ -32,6 +32,8 @@ pub(crate) enum Purpose {
     Test,
     /// Virtual machines: QEMU, kernels, a Debian root image.
     Vm,
+    /// `cargo xtask build-ebpf` with Debian's own compiler.
+    Ebpf,
 }
 
 /// One requirement: the package, and a file that is there when it is installed.
@@ -70,6 +72,11 @@ const TEST: &[Requirement] = &[
         "/usr/lib/python3/dist-packages/psutil/__init__.py",
     ),
     needs("iproute2", "/usr/bin/ip"),
+    needs("bpftool", "/usr/sbin/bpftool"),
+    needs("curl", "/usr/bin/curl"),
+    needs("openssl", "/usr/bin/openssl"),
+    needs("prometheus", "/usr/bin/promtool"),
+    needs("python3-venv", "/usr/share/doc/python3-venv"),
 ];
 
 const VM: &[Requirement] = &[
@@ -87,6 +94,20 @@ const VM: &[Requirement] = &[
     needs("binutils", "/usr/bin/strip"),
 ];
 
+/// Only where the kept object is built anew; see `build_ebpf`.
+const EBPF: &[Requirement] = &[
+    needs("rustc-web", "/usr/bin/rustc"),
+    needs(
+        "libstd-rust-web-dev-bpf",
+        "/usr/lib/rustlib/bpfel-unknown-none",
+    ),
+    needs("llvm-22-dev", "/usr/include/llvm-22"),
+    needs("libpolly-22-dev", "/usr/lib/llvm-22/lib/libPolly.a"),
+    needs("zlib1g-dev", "/usr/include/zlib.h"),
+    needs("libzstd-dev", "/usr/include/zstd.h"),
+    needs("libxml2-dev", "/usr/include/libxml2"),
+];
+
 impl Purpose {
     fn requirements(self) -> Vec<&'static Requirement> {
         let lists: &[&[Requirement]] = match self {
@@ -94,6 +115,7 @@ impl Purpose {
             Self::Run => &[BUILD, RUN],
             Self::Test => &[BUILD, RUN, TEST],
             Self::Vm => &[BUILD, VM],
+            Self::Ebpf => &[BUILD, EBPF],
         };
         lists.iter().copied().flatten().collect()
     }

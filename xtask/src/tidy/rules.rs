@@ -83,7 +83,7 @@ const LONGER: &[(&str, usize)] = &[
     ("lxcfs-holder/src/supervise/mod.rs", 900),
 ];
 /// Code lines above which a file holds more than one subject, and the same for files of tests.
-const CODE_LINES: usize = 600;
+const CODE_LINES: usize = 650;
 const TEST_LINES: usize = 800;
 
 /// Checks the file at `path`, relative to the top of the repository; returns what is wrong.

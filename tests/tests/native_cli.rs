@@ -2,14 +2,19 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 
 use lxcfs_tests::container::Shape;
 use lxcfs_tests::{Container, Lxcfs, TestCgroup, lxcfs_binary, require_root};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+
+fn lxcfs_command(arguments: &[&str]) -> Output {
+    lxcfs(arguments)
+}
 
 fn lxcfs(arguments: &[&str]) -> Output {
     Command::new(lxcfs_binary())
@@ -201,47 +206,79 @@ fn two_instances_with_their_own_run_time_directories_live_side_by_side() {
     second.stop();
 }
 
+/// A daemon that may die in a test, with everything it has started.
+struct Mortal {
+    child: Child,
+    mountpoint: PathBuf,
+}
+
+impl Mortal {
+    fn start(directory: &Path) -> Self {
+        let mountpoint = directory.join("mnt");
+        let child = Command::new(lxcfs_binary())
+            .arg(format!("--runtime-dir={}", directory.display()))
+            .arg(&mountpoint)
+            .stdin(Stdio::null())
+            .stderr(fs::File::create(directory.join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let mortal = Self { child, mountpoint };
+        eventually("it serves", || mortal.read().is_ok());
+        mortal
+    }
+
+    fn read(&self) -> std::io::Result<Vec<u8>> {
+        fs::read(self.mountpoint.join("proc/meminfo"))
+    }
+
+    /// Kills all its processes; the holder is stopped first, or it would start new ones.
+    fn kill(&mut self) {
+        let holder = self.child.id();
+        let pid = Pid::from_raw(holder.cast_signed());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        let children = format!("/proc/{holder}/task/{holder}/children");
+        for worker in fs::read_to_string(children).unwrap().split_whitespace() {
+            kill(Pid::from_raw(worker.parse().unwrap()), Signal::SIGKILL).unwrap();
+        }
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = kill(
+                Pid::from_raw(self.child.id().cast_signed()),
+                Signal::SIGTERM,
+            );
+            let _ = self.child.wait();
+        }
+        let _ = umount2(&self.mountpoint, MntFlags::MNT_DETACH);
+    }
+}
+
 #[test]
 fn a_dead_mount_of_ours_is_replaced_at_start() {
     require_root();
     let dir = TempDir::new().unwrap();
     let mountpoint = dir.path().join("mnt");
     fs::create_dir(&mountpoint).unwrap();
-    let start = |mountpoint: &Path| {
-        let child = Command::new(lxcfs_binary())
-            .arg(format!("--runtime-dir={}", dir.path().display()))
-            .arg(mountpoint)
-            .stdin(Stdio::null())
-            .stderr(fs::File::create(dir.path().join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        eventually("it serves", || mountpoint.join("proc/meminfo").exists());
-        child
-    };
-    let mut child = start(&mountpoint);
-    // All its processes at once: the workers first, or one of them would be replaced.
-    let holder = child.id();
-    let children = fs::read_to_string(format!("/proc/{holder}/task/{holder}/children")).unwrap();
-    kill(Pid::from_raw(holder.cast_signed()), Signal::SIGSTOP).unwrap();
-    for pid in children.split_ascii_whitespace() {
-        kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let mut first = Mortal::start(dir.path());
+    first.kill();
     eventually("the mount is dead", || {
-        fs::read(mountpoint.join("proc/meminfo"))
-            .is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+        let error = first.read().err();
+        error.and_then(|error| error.raw_os_error()) == Some(libc::ENOTCONN)
     });
-    let mut child = start(&mountpoint);
-    assert!(fs::read(mountpoint.join("proc/meminfo")).is_ok());
+    let second = Mortal::start(dir.path());
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let ours = mounts
         .lines()
         .filter(|line| line.split(' ').nth(1) == mountpoint.to_str());
     assert_eq!(ours.count(), 1, "stacked: {mounts}");
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
-    assert!(child.wait().unwrap().success());
+    drop(second);
     assert!(!mountpoint.join("proc").exists(), "still mounted");
+    std::mem::forget(first);
 }
 
 #[test]
@@ -268,6 +305,14 @@ fn usr2_switches_to_the_hosts_values_and_back() {
     let host = fs::read_to_string("/proc/meminfo").unwrap();
     let host = host.lines().next().unwrap();
     eventually("the host's values", || total() == host);
+    // The switch outlives the worker that was told.
+    let status = || stdout(&lxcfs_command(&["status", "--json", &runtime(&lxcfs)]));
+    eventually("the control socket", || status().contains("worker_pid"));
+    let text = status();
+    let worker = text.split("\"worker_pid\":").nth(1).unwrap();
+    let digits: String = worker.chars().take_while(char::is_ascii_digit).collect();
+    kill(Pid::from_raw(digits.parse().unwrap()), Signal::SIGKILL).unwrap();
+    assert_eq!(total(), host);
     lxcfs.signal(Signal::SIGUSR2);
     eventually("the container's values", || total() == own);
     drop(container);

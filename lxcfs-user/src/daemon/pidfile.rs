@@ -6,15 +6,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _};
+use std::os::fd::IntoRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
-
-/// Above the numbers that the service manager and the holder hand out.
-const HIGH: i32 = 200;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// Why there is no pidfile.
 #[derive(Debug, thiserror::Error)]
@@ -110,14 +107,11 @@ impl Pidfile {
     /// somebody else removes the file.
     ///
     /// # Errors
-    /// When the descriptor cannot be moved.
+    /// When the descriptor cannot be kept.
     pub fn keep_across_exec(self) -> io::Result<()> {
-        let high = fcntl(&self.file, FcntlArg::F_DUPFD(HIGH))?;
-        // SAFETY: the descriptor is fresh and nobody else's.
-        let high = unsafe { File::from_raw_fd(high) };
-        debug_assert!(high.as_raw_fd() >= HIGH);
-        // Closing any descriptor of the file would drop the lock, so neither is closed.
-        let _kept = high.into_raw_fd();
+        // The descriptor itself, not a copy: when `exec` closed any descriptor of the file,
+        // the lock would be gone.
+        fcntl(&self.file, FcntlArg::F_SETFD(FdFlag::empty()))?;
         let _kept = self.file.into_raw_fd();
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -15,6 +15,7 @@ use crate::collect::live::{LiveEngine, LiveOptions};
 use crate::collect::sampler::LoadSampler;
 use crate::config::{Config, Listen};
 use crate::engine::Engine;
+use crate::history::loadavg::LoadAverage;
 use crate::observe::holder::{Holder, value_of};
 use crate::observe::listener::{self, Access, Endpoints};
 use crate::observe::log;
@@ -92,24 +93,77 @@ pub fn run(config: &Config) -> Result<()> {
         Arc::clone(&parts.engine),
         Arc::clone(&requests),
     ));
+    let shared: Arc<OnceLock<HistoryStore>> = Arc::default();
+    let loads: Arc<OnceLock<Restored>> = Arc::default();
     let on_active = {
         let (config, parts) = (config.clone(), Arc::clone(&parts));
+        let loads = Arc::clone(&loads);
+        let shared = Arc::clone(&shared);
         Box::new(move |store: HistoryStore| {
-            if let Err(error) = activate(&config, &parts, requests, store, started) {
+            // There is one activation.
+            let _ = shared.set(store.clone());
+            let restored = loads.get().cloned().unwrap_or_default();
+            if let Err(error) = activate(&config, &parts, requests, store, restored, started) {
                 // Readers are served; what is missing is said and not worth an outage.
                 tracing::error!("{error:#}");
             }
         })
     };
     let on_command = {
-        let engine = Arc::clone(&parts.engine);
-        Box::new(move |command: &str| command_of(&engine, command))
+        let parts = Arc::clone(&parts);
+        Box::new(move |command: &str| {
+            let answer = command_of(&parts.engine, command);
+            // Known to the successor before it is known to whoever asked.
+            if let Some(store) = shared.get() {
+                save(&parts, store);
+            }
+            answer
+        })
+    };
+    let on_takeover = {
+        let (parts, loads) = (Arc::clone(&parts), Arc::clone(&loads));
+        Box::new(move |store: &HistoryStore| {
+            let _ = loads.set(restore(&parts, store));
+        })
     };
     let options = WorkerOptions {
         on_active: Some(on_active),
+        on_takeover: Some(on_takeover),
         on_command: Some(on_command),
     };
     crate::worker::run(options, engine).context("the worker cannot serve")
+}
+
+/// What a predecessor left that is not in the engine yet.
+#[derive(Clone)]
+struct Restored {
+    /// Nobody has served this mount before.
+    first: bool,
+    loads: Vec<(bpf::CgroupId, LoadAverage)>,
+}
+
+impl Default for Restored {
+    fn default() -> Self {
+        Self {
+            first: true,
+            loads: Vec::new(),
+        }
+    }
+}
+
+/// Takes over what a predecessor saved, before any reader can see a counter go back.
+fn restore(parts: &Parts, store: &HistoryStore) -> Restored {
+    let Some(legacy) = store.load().and_then(|bytes| Legacy::from_bytes(&bytes)) else {
+        return Restored::default();
+    };
+    let engine = &parts.engine;
+    engine.set_host_view(legacy.host_view);
+    let now = engine.collector().now();
+    engine.collector().store.restore(&legacy.containers, now);
+    Restored {
+        first: false,
+        loads: legacy.loads,
+    }
 }
 
 /// What only the worker that serves may do.
@@ -118,24 +172,19 @@ fn activate(
     parts: &Arc<Parts>,
     requests: Arc<Requests>,
     store: HistoryStore,
+    restored: Restored,
     started: Instant,
 ) -> Result<()> {
     let engine = &parts.engine;
-    let legacy = store.load().and_then(|bytes| Legacy::from_bytes(&bytes));
-    let first = legacy.is_none();
-    let legacy = legacy.unwrap_or_default();
-    engine.set_host_view(legacy.host_view);
-    let now = engine.collector().now();
-    engine.collector().store.restore(&legacy.containers, now);
     if let Some((tasks, collector)) = &parts.tasks {
         let removed = |_event| {};
-        match Sampler::start(Arc::clone(collector), legacy.loads, Box::new(removed)) {
+        match Sampler::start(Arc::clone(collector), restored.loads, Box::new(removed)) {
             Ok(sampler) => tasks.use_sampler(sampler),
             Err(error) => tracing::warn!(%error, "tasks are counted at each request only"),
         }
     }
     let sampler = LoadSampler::start(engine).context("cannot start the sampler")?;
-    report_start(config, parts, first);
+    report_start(config, parts, restored.first);
     listen(config, parts, requests, started)?;
     let saving = Arc::clone(parts);
     std::thread::Builder::new()

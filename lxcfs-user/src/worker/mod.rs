@@ -57,6 +57,8 @@ pub enum WorkerError {
 
 /// Called once, when the worker starts to serve.
 pub type OnActive = Box<dyn FnOnce(HistoryStore) + Send>;
+/// Called once, right before the first request is answered, with what the last worker saved.
+pub type OnTakeover = Box<dyn FnOnce(&HistoryStore) + Send>;
 /// Called for each command that reaches the daemon through the holder: `toggle-host-view`, or
 /// the text of [`Request::Command`](lxcfs_holder::control::Request::Command). Returns what the
 /// client is told.
@@ -68,6 +70,9 @@ pub struct WorkerOptions {
     /// Starts samplers and the like; a standby worker must not run them. Called after serving
     /// has begun, on the worker's main thread.
     pub on_active: Option<OnActive>,
+    /// Restores what readers could otherwise see going back. Readers wait for it, so it must
+    /// be quick.
+    pub on_takeover: Option<OnTakeover>,
     /// Handles commands.
     pub on_command: Option<OnCommand>,
 }
@@ -93,7 +98,8 @@ pub fn run(options: WorkerOptions, engine: Arc<dyn Engine>) -> Result<(), Worker
     let Some(cause) = worker.stand_by() else {
         return Ok(());
     };
-    let serving = worker.activate(cause)?;
+    let mut options = options;
+    let serving = worker.activate(cause, options.on_takeover.take())?;
     serving.serve(options);
     Ok(())
 }
@@ -241,8 +247,11 @@ impl Worker {
     }
 
     /// Takes the connection over: nothing of the previous worker runs any more.
-    fn activate(self, cause: Cause) -> Result<Self, WorkerError> {
+    fn activate(self, cause: Cause, on_takeover: Option<OnTakeover>) -> Result<Self, WorkerError> {
         store::adopt(&self.state);
+        if let Some(on_takeover) = on_takeover {
+            on_takeover(&HistoryStore::new(self.state.clone()));
+        }
         if let Some(table) = &self.table {
             table.recover();
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::stdout_of;
+use crate::{TestCgroup, stdout_of};
 
 /// Debian's packages that dockerd needs besides runc.
 const PACKAGES: [&str; 4] = ["docker.io", "containerd", "tini", "libdevmapper1.02.1"];
@@ -47,6 +47,7 @@ pub struct Docker {
     dir: TempDir,
     programs: Vec<PathBuf>,
     daemon: Option<Child>,
+    cgroup: TestCgroup,
 }
 
 impl Default for Docker {
@@ -66,6 +67,7 @@ impl Docker {
             dir: TempDir::with_prefix("lxcfs-").expect("temporary directory"),
             programs: programs(),
             daemon: None,
+            cgroup: TestCgroup::new("docker"),
         };
         docker.start();
         docker.load_image();
@@ -109,6 +111,8 @@ impl Docker {
             .arg(self.path("data"))
             .arg("--exec-root")
             .arg(self.path("exec"))
+            .arg("--cgroup-parent")
+            .arg(self.cgroup.path())
             .arg("--pidfile")
             .arg(self.path("pid"))
             .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])

@@ -5,19 +5,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use lxcfs_tests::subject::MarkerFs;
-use lxcfs_tests::{Podman, lxcfs_binary, stdout_of};
+use lxcfs_tests::{Lxcfs, Podman, TestCgroup, lxcfs_binary, stdout_of};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_marker-fs");
 
 /// An image that holds one static program and nothing else, and a directory of hooks.
 struct Setup {
     dir: tempfile::TempDir,
+    cgroup: TestCgroup,
 }
 
 impl Setup {
     fn new() -> Self {
         let dir = tempfile::TempDir::with_prefix("lxcfs-").expect("temporary directory");
-        let setup = Self { dir };
+        let cgroup = TestCgroup::new("hook");
+        let setup = Self { dir, cgroup };
         for below in ["image/proc", "image/sys", "image/dev", "hooks"] {
             std::fs::create_dir_all(setup.path(below)).expect("image");
         }
@@ -56,6 +58,7 @@ impl Setup {
             .args(["--events-backend=none", "--storage-driver=vfs"])
             .args(["run", "--rm", "--network=none", "--log-driver=none"])
             .args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"])
+            .arg(format!("--cgroup-parent={}", self.cgroup.path()))
             .args(options)
             .arg("--rootfs")
             .arg(self.path("image"))
@@ -221,4 +224,24 @@ fn mounts_of_the_peers_docker_lines_are_healed_where_they_are() {
     }
     let after = std::fs::read_to_string(&mountinfo).unwrap().lines().count();
     assert_eq!(after, before);
+}
+
+#[test]
+fn an_attached_container_sees_its_own_limit_from_the_daemon() {
+    let daemon = Lxcfs::start::<&str>(&["--no-heal"]);
+    let podman = Podman::start("runc", &["--memory=128m"]);
+    assert!(
+        !podman
+            .read("/proc/meminfo")
+            .contains("MemTotal:         131072 kB")
+    );
+    lxcfs(&["attach"], &daemon.mountpoint(), podman.init_pid());
+    let meminfo = podman.stdout(&["busybox", "cat", "/proc/meminfo"]);
+    assert!(meminfo.contains("MemTotal:         131072 kB"), "{meminfo}");
+    lxcfs(&["detach"], &daemon.mountpoint(), podman.init_pid());
+    assert!(
+        !podman
+            .read("/proc/meminfo")
+            .contains("MemTotal:         131072 kB")
+    );
 }

@@ -1,6 +1,7 @@
 //! `lxcfs-webhook`: the admission webhook and the manifests. `lxcfs webhook` and
 //! `lxcfs manifests` run it.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let result = match &cli.command {
         Command::Webhook(args) => run::webhook(args),

@@ -20,8 +20,8 @@ use crate::dist::{Arch, BINARIES, directory};
 #[derive(Parser)]
 #[command(after_help = "\
 Build the binaries first: cargo xtask dist.\n\
-Load it: podman pull oci:target/dist/image, or\n\
-         tar -C target/dist/image -cf lxcfs.tar . && docker load -i lxcfs.tar (Docker 25 or later)\n\
+Load it: skopeo copy oci:target/dist/image containers-storage:localhost/lxcfs:TAG\n\
+         skopeo copy oci:target/dist/image docker-daemon:localhost/lxcfs:TAG\n\
          tar -C target/dist/image -cf - . | ctr -n k8s.io images import -")]
 pub(crate) struct Args {
     /// Which processors (those in target/dist when none is named).

@@ -75,6 +75,7 @@ const TEST: &[Requirement] = &[
     needs("bpftool", "/usr/sbin/bpftool"),
     needs("curl", "/usr/bin/curl"),
     needs("openssl", "/usr/bin/openssl"),
+    // Manifests and metrics: checked by Prometheus's tool and a validator from PyPI.
     needs("prometheus", "/usr/bin/promtool"),
     needs("python3-venv", "/usr/share/doc/python3-venv"),
 ];

@@ -8,6 +8,7 @@ use lxcfs_common::pod;
 use lxcfs_kube::mutate::{
     Config, Mode, Operation, Outcome, PodSecurity, Request, Runtime, SelectedBy,
 };
+use lxcfs_kube::review::{Endpoint, answer};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -359,6 +360,47 @@ proptest! {
         let (after, decision) = admit(&pod, &request, &config);
         prop_assert_eq!(decision.outcome, Outcome::Skipped);
         prop_assert_eq!(after, pod);
+    }
+}
+
+/// Reviews as an API server writes them, cut off or overwritten somewhere.
+fn any_review_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let broken = (
+        any_pod(),
+        any::<proptest::sample::Index>(),
+        vec(any::<u8>(), 0..8),
+    )
+        .prop_map(|(pod, at, bytes)| {
+            let review = json!({
+                "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1",
+                "request": {"uid": "u", "namespace": "web", "operation": "CREATE", "object": pod},
+            });
+            let mut text = review.to_string().into_bytes();
+            let at = at.index(text.len());
+            if bytes.is_empty() {
+                text.truncate(at);
+            }
+            for (place, byte) in text[at..].iter_mut().zip(bytes) {
+                *place = byte;
+            }
+            text
+        });
+    prop_oneof![3 => broken, 1 => vec(any::<u8>(), 0..200)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_byte_sequence_gets_an_answer_and_the_answer_is_allowed(body in any_review_bytes()) {
+        for endpoint in Endpoint::ALL {
+            let answer = answer(&body, endpoint, &Config::default());
+            prop_assert_eq!(&answer.body["response"]["allowed"], &Value::Bool(true));
+            prop_assert!(answer.body["response"]["uid"].is_string());
+            if answer.fault.is_some() {
+                prop_assert!(answer.body["response"]["patch"].is_null());
+            }
+        }
     }
 }
 

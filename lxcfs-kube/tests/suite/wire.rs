@@ -102,6 +102,37 @@ fn a_review_is_answered_with_a_patch_that_applies() {
 }
 
 #[test]
+fn reviews_recorded_from_a_kube_apiserver_are_answered() {
+    let (webhook, bundle, _directory) = with_files(&[]);
+    let mut tls = Tls::connect(webhook.reviews, &bundle).unwrap();
+    for (file, mounted) in [
+        // A pod of a controller: no name and no namespace yet, managed fields.
+        ("recorded-review-generated-name.json", [9, 9]),
+        // A dry run, a pod without annotations.
+        ("recorded-review-dry-run.json", [9, 0]),
+    ] {
+        let path = format!("{}/tests/data/{file}", env!("CARGO_MANIFEST_DIR"));
+        let body = std::fs::read(&path).unwrap();
+        let sent: Value = serde_json::from_slice(&body).unwrap();
+        let (answer, _) = tls.review(LABELLED, &body).unwrap();
+        allowed(&answer, sent["request"]["uid"].as_str().unwrap());
+        let pod = apply_patch(&sent["request"]["object"], &answer["response"]);
+        let ours = |list: &str| {
+            let paths = crate::common::mount_paths(&pod, list, 0).into_iter();
+            paths
+                .filter(|path| path.starts_with("/proc/") || path.starts_with("/sys/"))
+                .count()
+        };
+        assert_eq!(
+            [ours("containers"), ours("initContainers")],
+            mounted,
+            "{file}"
+        );
+    }
+    assert!(!webhook.log().contains(SECRET_WORD));
+}
+
+#[test]
 fn bad_input_is_allowed_unchanged_and_counted() {
     let (webhook, bundle, _directory) = with_files(&["--body-limit", "65536"]);
     let faults =

@@ -193,7 +193,10 @@ fn mlocked_shmem_wraps_nothing_f8() {
 }
 
 #[test]
-fn a_swap_limit_of_zero_shows_no_swap() {
+fn a_swap_limit_lowered_below_use_shows_no_free_swap_f8() {
+    for (capture, free) in values("swap-lowered", "proc/meminfo", "SwapFree:") {
+        assert_eq!(free, 0, "{capture}");
+    }
     for (capture, total) in values("swap-off", "proc/meminfo", "SwapTotal:") {
         assert_eq!(total, 0, "{capture}");
     }

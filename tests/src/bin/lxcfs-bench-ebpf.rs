@@ -66,12 +66,16 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// CPU time of this thread, in microseconds.
 fn cpu_time_us() -> f64 {
+    clock_us(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn clock_us(clock: libc::clockid_t) -> f64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: the pointer is valid; the clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
     time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
 }
 
@@ -88,9 +92,16 @@ fn cpu_us(rounds: u32, calls: u32, mut work: impl FnMut() -> Result<()>) -> Resu
     Ok(median(times))
 }
 
+/// What one start cost.
+struct Start {
+    wall_ms: f64,
+    cpu_ms: f64,
+    resident_kib: f64,
+}
+
 fn start_and_memory() -> Result<()> {
     // In forks, so that neither run sees what the other left in the heap.
-    let measure = |enabled: bool| -> Result<(f64, u64)> {
+    let measure = |enabled: bool| -> Result<Start> {
         let mut pipe = [0; 2];
         // SAFETY: the array has room for both descriptors; the child only measures and exits.
         unsafe {
@@ -105,27 +116,36 @@ fn start_and_memory() -> Result<()> {
                 };
                 let (collector, _) = Collector::start(&options);
                 let ready = start.elapsed().as_micros() as u64;
-                let report = [ready, resident_kib()];
+                let cpu = clock_us(libc::CLOCK_PROCESS_CPUTIME_ID) as u64;
+                let report = [ready, resident_kib(), cpu];
                 black_box(&collector);
                 let bytes = report.map(u64::to_ne_bytes).concat();
                 libc::write(pipe[1], bytes.as_ptr().cast(), bytes.len());
                 libc::_exit(0);
             }
-            let mut report = [0_u64; 2];
+            let mut report = [0_u64; 3];
             let wanted = size_of_val(&report);
             let got = libc::read(pipe[0], report.as_mut_ptr().cast(), wanted);
             libc::waitpid(pid, std::ptr::null_mut(), 0);
             libc::close(pipe[0]);
             libc::close(pipe[1]);
             ensure!(got == wanted as isize, "the measuring process died");
-            Ok((report[0] as f64 / 1e3, report[1]))
+            Ok(Start {
+                wall_ms: report[0] as f64 / 1e3,
+                cpu_ms: report[2] as f64 / 1e3,
+                resident_kib: report[1] as f64,
+            })
         }
     };
     let with = (0..5).map(|_| measure(true)).collect::<Result<Vec<_>>>()?;
     let without = (0..5).map(|_| measure(false)).collect::<Result<Vec<_>>>()?;
-    let ready = median(with.iter().map(|(ready, _)| *ready).collect());
-    let memory = |runs: &[(f64, u64)]| median(runs.iter().map(|(_, kib)| *kib as f64).collect());
-    println!("ready after                 {ready:>10.1} ms wall");
+    let of = |runs: &[Start], part: fn(&Start) -> f64| median(runs.iter().map(part).collect());
+    println!(
+        "ready after                 {:>10.1} ms wall, {:.1} ms of CPU time",
+        of(&with, |start| start.wall_ms),
+        of(&with, |start| start.cpu_ms)
+    );
+    let memory = |runs| of(runs, |start| start.resident_kib);
     println!(
         "resident memory             {:>10.1} MiB with, {:.1} MiB with --no-ebpf, {:+.1} MiB",
         memory(&with) / 1024.0,

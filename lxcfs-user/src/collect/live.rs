@@ -114,6 +114,7 @@ impl LiveEngine {
             &options.root,
             options.policy.boundary,
             options.descriptors.unwrap_or_else(default_descriptors),
+            options.ttl,
             fallbacks.clone(),
         )?;
         let (page_size, user_hz) = page_size_and_user_hz();

@@ -31,6 +31,15 @@ pub fn open(tid: u32) -> io::Result<OwnedFd> {
     }
 }
 
+/// Whether the task behind a pidfd has not exited yet.
+#[must_use]
+pub fn is_alive(pidfd: &OwnedFd) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    // Readable once it has exited.
+    poll(&mut fds, PollTimeout::ZERO) == Ok(0)
+}
+
 /// Asks for the v2 cgroup of the task behind a pidfd.
 ///
 /// # Errors
@@ -93,6 +102,7 @@ mod tests {
                     let tid = nix::unistd::gettid().as_raw() as u32;
                     // Below 6.9 the kernel refuses; then /proc is asked.
                     if let Ok(fd) = open(tid) {
+                        assert!(is_alive(&fd));
                         let _ = info(&fd);
                     }
                     tid

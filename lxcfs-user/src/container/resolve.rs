@@ -15,7 +15,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -125,8 +125,30 @@ fn hash_of(text: &str) -> u64 {
 #[derive(Debug)]
 struct Seen {
     witness: Witness,
+    /// Tells cheaply that the task still lives, where the witness is a file.
+    pidfd: Option<OwnedFd>,
     view: View,
     since: Instant,
+    /// When the witness held last, in nanoseconds after `since`.
+    held: AtomicU64,
+}
+
+impl Seen {
+    /// Whether the thread is the one remembered, in the cgroup remembered. A move to
+    /// another cgroup may go unnoticed for `grace`; another task never does.
+    fn still_holds(&self, grace: Duration) -> bool {
+        let age = self.since.elapsed();
+        let held = Duration::from_nanos(self.held.load(Ordering::Relaxed));
+        if age.saturating_sub(held) < grace && self.pidfd.as_ref().is_some_and(pidfd::is_alive) {
+            return true;
+        }
+        let holds = self.witness.still_holds();
+        if holds {
+            let age = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
+            self.held.store(age, Ordering::Relaxed);
+        }
+        holds
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -139,7 +161,7 @@ struct CallerKey {
 struct Known {
     view: View,
     /// Keeps the namespace numbers of the key from being re-used.
-    _pins: Vec<Arc<Pin>>,
+    pins: Vec<Arc<Pin>>,
 }
 
 /// Resolves callers.
@@ -152,6 +174,8 @@ pub struct Resolver {
     policy: BoundaryPolicy,
     /// Cleared for good when the kernel has no `PIDFD_GET_INFO`.
     has_pidfd_info: AtomicBool,
+    /// How long a move of a thread to another cgroup may go unnoticed.
+    grace: Duration,
     threads: [Mutex<HashMap<u32, Arc<Seen>>>; SHARDS],
     callers: Mutex<HashMap<CallerKey, Known>>,
     containers: Mutex<HashMap<CgroupKey, Arc<Container>>>,
@@ -171,7 +195,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Resolver {
     /// For the machine whose files are below `root` (`/`), with at most about
-    /// `descriptors` kept cgroup files.
+    /// `descriptors` kept cgroup files. A thread that moves to another cgroup may be taken
+    /// for where it was during `grace`.
     ///
     /// # Errors
     /// When the cgroups or the daemon's own namespaces cannot be read. Whether those
@@ -181,6 +206,7 @@ impl Resolver {
         root: &Path,
         policy: BoundaryPolicy,
         descriptors: usize,
+        grace: Duration,
         fallbacks: Arc<Fallbacks>,
     ) -> Result<Self, StartError> {
         let own = own_namespaces(&host)?;
@@ -196,6 +222,7 @@ impl Resolver {
             cgroups: RwLock::new(Arc::new(cgroups)),
             policy,
             has_pidfd_info: AtomicBool::new(true),
+            grace,
             threads: Default::default(),
             callers: Mutex::default(),
             containers: Mutex::default(),
@@ -240,7 +267,7 @@ impl Resolver {
         }
         let seen = self.shard(tid).get(&tid).cloned();
         if let Some(seen) = seen
-            && seen.witness.still_holds()
+            && seen.still_holds(self.grace)
             && seen.since.elapsed() < RECHECK
         {
             return Ok(seen.view.clone());
@@ -279,13 +306,19 @@ impl Resolver {
             .map_err(|error| AnswerError::Gone {
                 path: error.to_string(),
             })?;
+        let (witness, pidfd) = match pidfd_witness {
+            Some(witness) => (witness, None),
+            None => (Witness::File(file, hash), pidfd::open(tid).ok()),
+        };
         let seen = Seen {
-            witness: pidfd_witness.unwrap_or(Witness::File(file, hash)),
+            witness,
+            pidfd,
             view: view.clone(),
             since: Instant::now(),
+            held: AtomicU64::new(0),
         };
-        // The witness was opened by number; it must be of the same task as the facts.
-        if matches!(seen.witness, Witness::File(..)) || task.stat().is_ok() {
+        // The pidfd was opened by number: it is of the same task if that still has it.
+        if task.stat().is_ok() {
             let mut shard = self.shard(tid);
             if shard.len() >= MAX_THREADS / SHARDS {
                 make_room(&mut shard);
@@ -351,7 +384,7 @@ impl Resolver {
         };
         let known = Known {
             view: view.clone(),
-            _pins: pins,
+            pins,
         };
         let mut callers = lock(&self.callers);
         if callers.len() >= MAX_CALLERS {
@@ -555,9 +588,33 @@ impl Resolver {
                 self.forget(&container);
             }
         }
+        self.forget_callers();
         self.cgroups().reader.sweep(6);
         self.notice_mounts();
         gone
+    }
+
+    /// Lets go of callers of removed cgroups, and of namespaces held for processes of the
+    /// host only.
+    fn forget_callers(&self) {
+        let known: Vec<_> = lock(&self.callers)
+            .iter()
+            .filter_map(|(key, known)| match &known.view {
+                View::Container(caller) => Some((key.clone(), caller.container.clone())),
+                View::Host => None,
+            })
+            .collect();
+        let gone: Vec<_> = known
+            .into_iter()
+            .filter(|(_, container)| !container.is_alive())
+            .map(|(key, _)| key)
+            .collect();
+        let mut callers = lock(&self.callers);
+        for key in gone {
+            callers.remove(&key);
+        }
+        callers
+            .retain(|_, known| known.pins.is_empty() || matches!(known.view, View::Container(_)));
     }
 
     /// A hierarchy mounted or unmounted while the daemon runs changes where controllers

@@ -50,6 +50,7 @@ const fn needs(package: &'static str, file: &'static str) -> Requirement {
 const BUILD: &[Requirement] = &[
     needs("gcc", "/usr/bin/cc"),
     needs("libc6-dev", "/usr/include/stdio.h"),
+    needs("git", "/usr/bin/git"),
 ];
 
 const RUN: &[Requirement] = &[

@@ -2,6 +2,7 @@
 //! what is off under which circumstances, and that the sampler's averages are the kernel's.
 //!
 //! The tests fork, so they run one at a time whatever the harness does.
+// vm: all/v2
 
 use std::collections::BTreeSet;
 use std::fs::File;

@@ -49,8 +49,9 @@ pub(super) fn render_list(id: FileId, snapshot: &Snapshot, policy: &ViewPolicy, 
 
 /// A list in the kernel's format and its line end.
 pub(super) fn put_list(out: &mut Vec<u8>, set: &CpuSet) {
-    out.extend_from_slice(set.to_string().as_bytes());
-    out.push(b'\n');
+    use std::io::Write as _;
+    // Writing to a Vec cannot fail.
+    let _ = writeln!(out, "{set}");
 }
 
 /// A mask as wide as the container's highest CPU number, and its line end.

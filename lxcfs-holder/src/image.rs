@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -40,6 +40,22 @@ impl Image {
             path,
             identity: (metadata.dev(), metadata.ino()),
         })
+    }
+
+    /// An executable that an earlier program of this process kept open.
+    pub(crate) fn adopt(fd: RawFd) -> io::Result<Self> {
+        let file = File::from(crate::fd::inherited(fd)?);
+        let metadata = file.metadata()?;
+        Ok(Self {
+            path: on_disk(&std::fs::read_link(format!("/proc/self/fd/{fd}"))?),
+            file: file.into(),
+            identity: (metadata.dev(), metadata.ino()),
+        })
+    }
+
+    /// Its descriptor.
+    pub(crate) fn number(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// A path that starts this very file.

@@ -57,6 +57,8 @@ pub struct Adopt {
     pub control: Option<RawFd>,
     /// Control client that waits for the outcome.
     pub client: Option<RawFd>,
+    /// The program that served before the last upgrade: the fallback of a crash loop.
+    pub last_good: Option<RawFd>,
     /// Workers as process id and channel, the active one first.
     pub workers: Vec<(u32, RawFd)>,
 }
@@ -118,6 +120,9 @@ impl HolderOptions {
             if let Some(fd) = adopt.client {
                 put("adopt-client", &number(fd));
             }
+            if let Some(fd) = adopt.last_good {
+                put("adopt-last-good", &number(fd));
+            }
             for (pid, channel) in &adopt.workers {
                 put("adopt-worker", OsStr::new(&format!("{pid}:{channel}")));
             }
@@ -168,6 +173,7 @@ impl HolderOptions {
                 b"adopt-state" => adopt.state = fd()?,
                 b"adopt-control" => adopt.control = Some(fd()?),
                 b"adopt-client" => adopt.client = Some(fd()?),
+                b"adopt-last-good" => adopt.last_good = Some(fd()?),
                 b"adopt-worker" => {
                     let (pid, channel) = text.split_once(':').ok_or_else(bad)?;
                     adopt.workers.push((
@@ -214,6 +220,7 @@ mod tests {
             state: 21,
             control: Some(22),
             client: None,
+            last_good: Some(25),
             workers: vec![(100, 23), (101, 24)],
         });
         let args = options.to_args();

@@ -140,7 +140,24 @@ impl Served {
     /// # Panics
     /// When it does not serve in time.
     pub fn start_holder(&mut self) {
-        let child = self.command().process_group(0).spawn();
+        self.start_with(self.command());
+    }
+
+    /// Starts a holder by `command` and waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not serve in time.
+    pub fn start_with(&mut self, mut command: Command) {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path());
+        let log = log.unwrap_or_else(|error| panic!("no log: {error}"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let child = command.process_group(0).spawn();
         let child = child.unwrap_or_else(|error| panic!("cannot start the holder: {error}"));
         let pid = u64::from(child.id());
         self.holder = Some(child);

@@ -40,6 +40,7 @@ impl Holder {
     pub(super) fn probed(&mut self, result: Result<(), String>) {
         self.probing = None;
         self.next_probe = Instant::now() + self.options.probe_interval;
+        self.stuck_in_a_row = 0;
         match result {
             Ok(()) => self.probe_complaint = false,
             Err(error) if !self.probe_complaint => {
@@ -144,6 +145,7 @@ impl Holder {
                     active.pid
                 ));
                 self.stuck += 1;
+                self.stuck_in_a_row += 1;
                 active.stuck = true;
                 active.kill();
             }

@@ -34,6 +34,9 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 /// Deaths in a row without one answered request after which we slow down and fall back.
 const FRUITLESS: u32 = 6;
 
+/// Stuck workers in a row after which the connection itself is given up.
+const HOPELESS: u32 = 20;
+
 /// Why the loop ends.
 enum Outcome {
     /// We were told to stop.
@@ -79,6 +82,8 @@ struct Holder {
     next_sign: Instant,
     deaths: u64,
     stuck: u64,
+    /// Stuck workers since the watchdog last read something.
+    stuck_in_a_row: u32,
     upgrades: u64,
     announced: bool,
 }
@@ -214,7 +219,7 @@ impl Holder {
             control,
             oom_score_adj,
             image,
-            last_good: None,
+            last_good: adopt.last_good.and_then(|fd| Image::adopt(fd).ok()),
             active,
             standby,
             upgrade: None,
@@ -233,6 +238,7 @@ impl Holder {
             next_sign: now,
             deaths: 0,
             stuck: 0,
+            stuck_in_a_row: 0,
             upgrades: 0,
             announced: false,
         })
@@ -274,6 +280,14 @@ impl Holder {
                 return self.finish(&outcome, ready);
             }
             self.check_deadlines();
+            if self.stuck_in_a_row >= HOPELESS {
+                // The last resort: closing every descriptor aborts the connection. Readers get
+                // errors instead of waiting for ever, and our successor heals the mounts.
+                say(&format!(
+                    "{HOPELESS} workers in a row got stuck; giving the connection up"
+                ));
+                return self.finish(&Outcome::Lost, ready);
+            }
         }
     }
 

@@ -268,6 +268,7 @@ impl Holder {
                 .as_ref()
                 .map(|control| control.listener().as_raw_fd()),
             client: client.map(AsRawFd::as_raw_fd),
+            last_good: self.last_good.as_ref().map(Image::number),
             workers: self
                 .active
                 .iter()
@@ -277,6 +278,7 @@ impl Holder {
         let mut kept = vec![adopt.fuse, adopt.state];
         kept.extend(adopt.control);
         kept.extend(adopt.client);
+        kept.extend(adopt.last_good);
         kept.extend(adopt.workers.iter().map(|(_, channel)| *channel));
         options.adopt = Some(adopt);
         keep_open(&kept, true);

@@ -1,7 +1,7 @@
 //! Many readers, changing limits, small buffers, other users and dying containers: every read
 //! gets an answer, and never the host's.
 // vm: all/v2 6.1/v1 6.1/hybrid
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};

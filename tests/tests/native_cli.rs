@@ -1,4 +1,5 @@
 //! The command line of the real binary: what it prints, how it ends, what it leaves.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,6 +1,6 @@
 //! Larger clients than this machine may have: Node, the JVM and node_exporter, inside a
 //! container with 256 MiB and half a CPU of a machine with four.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "vm-tests")]
 // vm: 6.12/v2 smp=4 timeout=1800
 // vm: 6.1/v1 smp=4 timeout=1800

@@ -148,7 +148,7 @@ fn a_hybrid_tree_without_v2_controllers_uses_v1_for_figures_and_v2_for_pressure(
     let capture = made.load();
     let boundary = capture.boundary(&ViewPolicy::default()).unwrap();
     assert_eq!(boundary.rule, Rule::CgroupNamespace);
-    let inputs = Inputs(u32::MAX & !Inputs::AGE.0 & !Inputs::TASKS.0);
+    let inputs = Inputs(!(Inputs::AGE.0 | Inputs::TASKS.0));
     let snapshot = capture.snapshot(inputs, &ViewPolicy::default()).unwrap();
     let memory = snapshot.memory.unwrap();
     assert_eq!(memory.headroom.unwrap().value, Bytes(4096));

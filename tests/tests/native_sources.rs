@@ -1,7 +1,6 @@
 //! The sources on this machine's own cgroups and namespaces: who a caller is, what limits
 //! it, what it uses, and what is left when it goes.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::fs;

@@ -1,5 +1,5 @@
 //! The wire: an AdmissionReview in, an AdmissionReview out. Decodes, asks
-//! [`mutate`](crate::mutate::mutate), encodes; always answers "allowed". Nothing here logs
+//! [`mutate()`], encodes; always answers "allowed". Nothing here logs
 //! or returns any part of an object: pods carry secrets.
 
 use k8s_openapi::api::core::v1::Pod;

@@ -77,10 +77,6 @@ const EFFECTS: &[&str] = &[
 
 /// Files that hold one subject all the same, with their own ceiling.
 const LONGER: &[(&str, usize)] = &[
-    // One table of sixty lines of output, each with its formula.
-    ("lxcfs-user/src/view/meminfo.rs", 660),
-    // The states of one process that has no other reason to exist.
-    ("lxcfs-holder/src/supervise/mod.rs", 900),
     // Whose container a caller is in: one decision, and the cache that must not change it.
     ("lxcfs-user/src/container/resolve.rs", 720),
 ];

@@ -19,7 +19,7 @@ use crate::history::loadavg::LoadAverage;
 use crate::observe::holder::{Holder, value_of};
 use crate::observe::listener::{self, Access, Endpoints};
 use crate::observe::log;
-use crate::observe::metrics::{Figures, HOST_VIEW, Metrics, Source};
+use crate::observe::metrics::{BPF_LOSSES, Figures, HOST_VIEW, Metrics, Source};
 use crate::observe::probe::MountProbe;
 use crate::observe::requests::{Observed, Requests};
 use crate::observe::sources::{Build, Features, Process};
@@ -256,6 +256,23 @@ fn command_of(engine: &LiveEngine, command: &str) -> Result<String, String> {
 #[derive(Debug)]
 struct HostView(Arc<LiveEngine>);
 
+/// What the eBPF side could not record.
+struct Losses(Arc<bpf::Collector>);
+
+impl std::fmt::Debug for Losses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Losses").finish_non_exhaustive()
+    }
+}
+
+impl Source for Losses {
+    fn figures(&self, out: &mut Figures) {
+        for (table, lost) in self.0.losses() {
+            out.count(BPF_LOSSES, &[table], lost);
+        }
+    }
+}
+
 impl Source for HostView {
     fn figures(&self, out: &mut Figures) {
         out.count(HOST_VIEW, &[], u64::from(self.0.host_view()));
@@ -276,7 +293,7 @@ fn listen(
         READY_DEADLINE,
     ));
     let holder = Arc::new(Holder(holder_socket(config)));
-    let sources: Vec<Arc<dyn Source>> = vec![
+    let mut sources: Vec<Arc<dyn Source>> = vec![
         Arc::new(Build),
         Arc::clone(&requests) as Arc<dyn Source>,
         Arc::clone(parts.engine.fallbacks()) as Arc<dyn Source>,
@@ -286,6 +303,9 @@ fn listen(
         Arc::clone(&probe) as Arc<dyn Source>,
         Arc::new(Process),
     ];
+    if let Some((_, collector)) = &parts.tasks {
+        sources.push(Arc::new(Losses(Arc::clone(collector))));
+    }
     let status = {
         let (config, parts) = (config.clone(), Arc::clone(parts));
         move || status(&config, &parts, &holder, started)

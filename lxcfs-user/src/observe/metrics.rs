@@ -69,6 +69,8 @@ families! {
         "Always 1; the state of each feature of the collector is in the labels.";
     BPF_PROGRAMS: Gauge "lxcfs_bpf_programs" []
         "Features of the collector that eBPF programs serve now.";
+    BPF_LOSSES: Counter "lxcfs_bpf_losses_total" ["table"]
+        "What eBPF could not record because a table or the event ring was full.";
     HOST_VIEW: Gauge "lxcfs_host_view" []
         "1 while SIGUSR2 has switched all views to the host's values.";
     ATTACHED: Counter "lxcfs_attached_total" ["method", "outcome"]

@@ -25,6 +25,7 @@ mod options;
 mod spawn;
 mod supervise;
 mod takeover;
+mod trim;
 
 use std::ffi::CString;
 use std::os::fd::RawFd;

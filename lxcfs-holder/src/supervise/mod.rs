@@ -266,6 +266,7 @@ impl Holder {
             {
                 self.announced = true;
                 announce(ready, "ok");
+                crate::trim::drop_text();
                 let text = format!(
                     "READY=1\nMAINPID={}\nSTATUS=serving {}",
                     std::process::id(),

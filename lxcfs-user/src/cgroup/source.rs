@@ -1,6 +1,6 @@
 //! Gathers one container's normalised figures from its chains of kept directories: which
 //! file of which level is read, for v1 and v2. What the texts mean is in
-//! [`v1`](super::v1) and [`v2`](super::v2).
+//! [`v1`] and [`v2`].
 
 use crate::cpuset::CpuSet;
 use crate::snapshot::{

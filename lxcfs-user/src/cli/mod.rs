@@ -1,5 +1,5 @@
 //! The command line: arguments as typed ([`args`]), made into a validated
-//! [`Config`](crate::config::Config), and the commands that are not serving.
+//! [`Config`], and the commands that are not serving.
 
 mod agent;
 pub mod args;

@@ -20,7 +20,7 @@ pub struct Attr {
     pub is_dir: bool,
     /// Permission bits.
     pub mode: u16,
-    /// 4096 below `/sys`, as in the kernel's own; below `/proc` see [`announced_size`].
+    /// 4096 below `/sys`, as in the kernel's own; below `/proc` see `announced_size`.
     pub size: u64,
     /// Hard links: for a directory 2 plus its fixed subdirectories.
     pub nlink: u32,

@@ -14,10 +14,10 @@ use crate::engine::AnswerError;
 use crate::policy::{CpuNumbering, ViewPolicy};
 use crate::snapshot::{Inputs, Snapshot};
 
-/// What [`render_list`] needs.
+/// What `render_list` needs.
 pub const INPUTS: Inputs = cpus::INPUTS;
 
-/// What [`render_cpu`] needs: the host's topology only with its numbers.
+/// What `render_cpu` needs: the host's topology only with its numbers.
 #[must_use]
 pub fn inputs(policy: &ViewPolicy) -> Inputs {
     match policy.cpu_numbering {

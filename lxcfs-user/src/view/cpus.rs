@@ -5,7 +5,7 @@ use crate::cpuset::CpuSet;
 use crate::policy::{CpuNumbering, CpuPolicy, ViewPolicy};
 use crate::snapshot::{Inputs, Origin, Quota, Snapshot};
 
-/// What [`derive`] needs.
+/// What [`derive()`] needs.
 pub const INPUTS: Inputs = Inputs::CPUS;
 
 /// The CPUs a container sees; never empty.

@@ -16,7 +16,7 @@ use crate::policy::ViewPolicy;
 use crate::snapshot::{Inputs, Origin, Snapshot};
 use crate::units::Kib;
 
-/// What [`render_node`] needs for entry `index` of [`NODE_TEMPLATE`].
+/// What `render_node` needs for entry `index` of [`NODE_TEMPLATE`].
 #[must_use]
 pub fn inputs(index: usize) -> Inputs {
     match NODE_TEMPLATE.get(index).map(|entry| entry.path) {

@@ -37,6 +37,9 @@ static TREE_V1: HashMap<u64, CgroupNode> = HashMap::with_max_entries(32_768, BPF
 static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
 
 /// What new entries start from; constants, so that no `memset` is called for them.
+// A mangled name would hold a hash of the checkout's path: the object must not.
+// SAFETY: no other symbol has this name.
+#[unsafe(no_mangle)]
 static EMPTY: TaskSet = TaskSet {
     generation: 0,
     cgroup_v2: 0,
@@ -48,6 +51,9 @@ static EMPTY: TaskSet = TaskSet {
     last_pid: 0,
     last_pid_level: 0,
 };
+// A mangled name would hold a hash of the checkout's path: the object must not.
+// SAFETY: no other symbol has this name.
+#[unsafe(no_mangle)]
 static NOWHERE: CgroupNode = CgroupNode { parent: 0, level: 0, pad: 0 };
 
 /// `struct bpf_iter__task`

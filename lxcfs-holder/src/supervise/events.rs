@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use super::{FRUITLESS, Holder, Outcome, upgrade};
+use super::backoff::{FRUITLESS, pause};
+use super::{Holder, Outcome, upgrade};
 use crate::channel::{self, Order, Report};
 use crate::control::{Request, answer};
 use crate::layout::Cause;
@@ -158,6 +159,7 @@ impl Holder {
                 Some(Report::Serving { replayed, poisoned }) => {
                     worker.enter(Phase::Serving);
                     self.down = None;
+                    self.complaint.forget();
                     self.orphans_answered = false;
                     let header = self.state.header();
                     header.replayed.fetch_add(replayed, Ordering::Relaxed);
@@ -199,7 +201,7 @@ impl Holder {
             self.standby_after = Instant::now() + delay;
             if self.active.is_none() {
                 // Nobody serves and the one that was to start did not make it.
-                self.fell_short(worker.pid, &end.to_string());
+                self.fell_short(&end.to_string());
             } else if self.standby_failures == 3 {
                 say(&format!(
                     "standby worker {} {end}; trying on, more slowly",
@@ -216,13 +218,14 @@ impl Holder {
         };
         self.down = Some((Instant::now(), cause));
         self.orphans_answered = false;
-        if self.state.answers() == self.answers_before && cause == Cause::Crashed {
-            self.fell_short(worker.pid, &end.to_string());
+        let answered = self.state.answers() != self.answers_before;
+        if !answered && (cause == Cause::Crashed || !self.announced) {
+            self.fell_short(&end.to_string());
         } else {
             self.fruitless = 0;
             self.spawn_after = Instant::now();
         }
-        if cause == Cause::Crashed {
+        if cause == Cause::Crashed && self.announced {
             say(&format!("worker {} {end}", worker.pid));
         }
         self.upgrade_lost_active();
@@ -230,17 +233,20 @@ impl Holder {
     }
 
     /// A worker ended without having answered anything.
-    pub(super) fn fell_short(&mut self, pid: u32, how: &str) {
+    pub(super) fn fell_short(&mut self, how: &str) {
         self.fruitless = self.fruitless.saturating_add(1);
-        if self.fruitless < FRUITLESS {
-            return;
-        }
-        let steps = (self.fruitless - FRUITLESS).min(7);
-        self.spawn_after = Instant::now() + Duration::from_millis(10 << steps);
-        if self.fruitless == FRUITLESS {
+        self.spawn_after = Instant::now() + pause(self.fruitless, self.announced);
+        if !self.announced && self.complaint.is_new(how) {
             say(&format!(
-                "{FRUITLESS} workers in a row ended before they answered anything (last: {pid} {how}); slowing down"
+                "the worker {how} before it served; trying again, ever more slowly"
             ));
+        }
+        if self.fruitless == FRUITLESS {
+            if self.announced {
+                say(&format!(
+                    "{FRUITLESS} workers in a row ended before they answered anything (the last {how}); slowing down"
+                ));
+            }
             if let Some(good) = self.last_good.take() {
                 say(&format!(
                     "falling back to {}, which served before",

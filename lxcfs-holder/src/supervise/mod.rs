@@ -3,6 +3,7 @@
 //! Nothing here may block: a file system request of our own mount would wait for the worker
 //! that we have to replace. The watchdog's reads are therefore done by the standby worker.
 
+mod backoff;
 mod deadlines;
 mod events;
 mod start;
@@ -31,9 +32,6 @@ use crate::{HOLDER_COMM, fd, mount};
 
 /// A worker must be prepared, and an activated one must serve, within this time.
 const START_DEADLINE: Duration = Duration::from_secs(10);
-/// Deaths in a row without one answered request after which we slow down and fall back.
-const FRUITLESS: u32 = 6;
-
 /// Stuck workers in a row after which the connection itself is given up.
 const HOPELESS: u32 = 20;
 
@@ -72,6 +70,7 @@ struct Holder {
     /// Answers counted when the active worker took over.
     answers_before: u64,
     fruitless: u32,
+    complaint: backoff::Complaint,
     standby_failures: u32,
     spawn_after: Instant,
     standby_after: Instant,
@@ -228,6 +227,7 @@ impl Holder {
             down,
             orphans_answered: false,
             fruitless: 0,
+            complaint: backoff::Complaint::default(),
             standby_failures: 0,
             spawn_after: now,
             standby_after: now,
@@ -292,18 +292,24 @@ impl Holder {
         }
     }
 
-    fn spawn(&self, image: &Image) -> Option<Worker> {
+    fn spawn(&self, image: &Image) -> Result<Worker, String> {
         let args = self.options.worker.get(1..).unwrap_or_default();
         let score = self.oom_score_adj.as_deref();
         let state = self.state.fd().as_raw_fd();
-        match Worker::spawn(image, args, self.fuse.as_fd(), state, score) {
-            Ok(worker) => Some(worker),
+        Worker::spawn(image, args, self.fuse.as_fd(), state, score).map_err(|error| {
+            let path = image.path.display();
+            format!("cannot start a worker from {path}: {error}")
+        })
+    }
+
+    /// Starts a worker that stands by; says so if that fails in a new way.
+    fn spawn_standby(&mut self) {
+        match self.spawn(&self.image) {
+            Ok(worker) => self.standby = Some(worker),
             Err(error) => {
-                say(&format!(
-                    "cannot start a worker from {}: {error}",
-                    image.path.display()
-                ));
-                None
+                if self.complaint.is_new(&error) {
+                    say(&error);
+                }
             }
         }
     }
@@ -312,7 +318,7 @@ impl Holder {
     fn cover(&mut self) {
         let now = Instant::now();
         if self.active.is_none() && self.standby.is_none() && now >= self.spawn_after {
-            self.standby = self.spawn(&self.image);
+            self.spawn_standby();
             if self.standby.is_none() {
                 self.spawn_after = now + Duration::from_millis(500);
             }
@@ -347,7 +353,7 @@ impl Holder {
             && self.upgrade.is_none()
             && now >= self.standby_after
         {
-            self.standby = self.spawn(&self.image);
+            self.spawn_standby();
             self.standby_after = now + Duration::from_millis(500);
         }
     }

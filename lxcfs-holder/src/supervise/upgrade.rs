@@ -97,8 +97,9 @@ impl Holder {
             Ok(image) => image,
             Err(error) => return refuse(format!("{}: {error}", path.display())),
         };
-        let Some(worker) = self.spawn(&image) else {
-            return refuse(format!("{} cannot be started", path.display()));
+        let worker = match self.spawn(&image) {
+            Ok(worker) => worker,
+            Err(error) => return refuse(error),
         };
         let stage = Stage::Preparing(worker);
         self.upgrade = Some(Upgrade {

@@ -260,8 +260,9 @@ fn the_sampler_follows_burners_five_levels_deep_as_the_kernel_would() {
     let top = levels[0].id();
 
     // Counts can be had at once, averages come with the grid.
-    let fresh = sampler.fresh(Duration::ZERO).expect("fresh");
-    assert_eq!(fresh.counts(top).running, 1);
+    wait_until("a walk after the start", || {
+        sampler.fresh().expect("fresh").counts(top).running == 1
+    });
     assert_eq!(sampler.state(top).avenrun, [0; 3]);
     let start = Instant::now();
     wait_until("the first grid point", || sampler.state(top).avenrun[0] > 0);

@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -111,20 +110,19 @@ impl Sampler {
         Arc::clone(&read_lock(&self.shared.latest))
     }
 
-    /// A sample no older than `age`, taken now if need be; the averages keep to their grid.
+    /// A sample that is [fresh enough](TaskSample::is_fresh), taken now if need be; the
+    /// averages keep to their grid.
     ///
     /// # Errors
     /// When a sample has to be taken and fails.
-    pub fn fresh(&self, age: Duration) -> Result<Arc<TaskSample>, BpfError> {
-        let age = Nsec(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
-        let young = |sample: &TaskSample| super::boottime().less(sample.at) <= age;
+    pub fn fresh(&self) -> Result<Arc<TaskSample>, BpfError> {
         let latest = self.latest();
-        if young(&latest) {
+        if latest.is_fresh() {
             return Ok(latest);
         }
         let _one_at_a_time = lock(&self.shared.refreshing);
         let latest = self.latest();
-        if young(&latest) {
+        if latest.is_fresh() {
             return Ok(latest);
         }
         let sample = Arc::new(self.shared.collector.sample_tasks()?);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use aya::maps::{Array, HashMap as HashTable, Map, MapData};
 use bytemuck::Pod;
@@ -19,6 +20,8 @@ use crate::units::Nsec;
 pub struct TaskSample {
     /// `CLOCK_BOOTTIME` when the walk ended.
     pub at: Nsec,
+    /// CPU time that taking it cost this thread.
+    pub cost: Duration,
     /// Number of the walk, counting from 1.
     pub generation: u64,
     /// Tasks that were not counted because the table was full, since the start.
@@ -28,7 +31,21 @@ pub struct TaskSample {
     subtree: HashMap<CgroupId, TaskCounts>,
 }
 
+/// How old a sample that cost `cost` may get before a request has the next one taken. Readers
+/// can thus make us spend at most 1 % of a CPU on walks, however often they ask.
+fn max_age(cost: Duration) -> Duration {
+    cost.saturating_mul(100)
+        .clamp(Duration::from_millis(50), Duration::from_secs(5))
+}
+
 impl TaskSample {
+    /// Whether it may still serve a request.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        let age = super::boottime().less(self.at);
+        u128::from(age.0) <= max_age(self.cost).as_nanos()
+    }
+
     /// Counts of a cgroup with everything below it; all zero for one without tasks.
     #[must_use]
     pub fn counts(&self, cgroup: CgroupId) -> TaskCounts {
@@ -136,6 +153,7 @@ impl TaskWalk {
 
     /// Walks all tasks.
     pub(super) fn sample(&mut self) -> Result<TaskSample, BpfError> {
+        let before = super::clock(libc::CLOCK_THREAD_CPUTIME_ID);
         self.number += 1;
         let number = self.number;
         self.generation
@@ -171,8 +189,10 @@ impl TaskWalk {
         subtree.extend(v2_counts.map(|(id, counts)| (CgroupId::V2(id), counts)));
         let v1_counts = v1.subtree.into_iter();
         subtree.extend(v1_counts.map(|(id, counts)| (CgroupId::V1(id), counts)));
+        let cost = super::clock(libc::CLOCK_THREAD_CPUTIME_ID).less(before);
         Ok(TaskSample {
             at,
+            cost: Duration::from_nanos(cost.0),
             generation: number,
             lost_tasks: 0,
             broken_chains,
@@ -190,4 +210,24 @@ fn rolled(
     let mut rolled = roll_up(own, &table.rows);
     table.forget(std::mem::take(&mut rolled.stale));
     Ok(rolled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_cannot_make_walks_cost_more_than_a_hundredth_of_a_cpu() {
+        let millis = Duration::from_millis;
+        assert_eq!(max_age(Duration::ZERO), millis(50));
+        assert_eq!(max_age(Duration::from_micros(400)), millis(50));
+        assert_eq!(max_age(millis(3)), millis(300));
+        // The sampler itself walks every 5 s.
+        assert_eq!(max_age(millis(200)), Duration::from_secs(5));
+        assert_eq!(max_age(Duration::MAX), Duration::from_secs(5));
+        for micros in [500, 700, 5_000, 49_999] {
+            let cost = Duration::from_micros(micros);
+            assert!(cost.as_secs_f64() / max_age(cost).as_secs_f64() <= 0.01 + 1e-9);
+        }
+    }
 }

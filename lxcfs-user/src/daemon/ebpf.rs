@@ -1,10 +1,9 @@
 //! Plugs the eBPF collector into the engine, field by field: what it cannot tell stays with
 //! cgroup files and procfs.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::bpf::{CgroupId, Collector, Feature, Sampler, TaskSample};
+use crate::bpf::{BpfError, CgroupId, Collector, Feature, Sampler, TaskSample};
 use crate::cgroup::layout::Version;
 use crate::cgroup::reader::Dir;
 use crate::collect::source::{
@@ -13,9 +12,6 @@ use crate::collect::source::{
 use crate::container::Container;
 use crate::snapshot::{Controller, Origin, PerCpuTime};
 
-/// How old a count may be within a request: readers in a burst share one walk.
-const FRESH: Duration = Duration::from_millis(50);
-
 /// The sources of `collector`, over `fallback` where it has nothing.
 #[must_use]
 pub fn sources(collector: &Arc<Collector>, fallback: Sources) -> (Sources, Arc<Tasks>) {
@@ -23,6 +19,7 @@ pub fn sources(collector: &Arc<Collector>, fallback: Sources) -> (Sources, Arc<T
     let tasks = Arc::new(Tasks {
         collector: Arc::clone(collector),
         sampler: OnceLock::new(),
+        last: Mutex::default(),
         v1,
         fallback: Arc::clone(&fallback.tasks),
     });
@@ -60,6 +57,8 @@ pub struct Tasks {
     collector: Arc<Collector>,
     /// Runs in the active worker only.
     sampler: OnceLock<Sampler>,
+    /// The last walk while no sampler runs.
+    last: Mutex<Arc<TaskSample>>,
     v1: Option<Controller>,
     fallback: Arc<dyn TaskSource>,
 }
@@ -77,10 +76,19 @@ impl Tasks {
         self.sampler.get()
     }
 
+    /// Held while walking, so that one walk serves all who wait.
+    fn sample_alone(&self) -> Result<Arc<TaskSample>, BpfError> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if !last.is_fresh() {
+            *last = Arc::new(self.collector.sample_tasks()?);
+        }
+        Ok(Arc::clone(&last))
+    }
+
     fn sample(&self) -> Option<Arc<TaskSample>> {
         let sample = match self.sampler.get() {
-            Some(sampler) => sampler.fresh(FRESH),
-            None => self.collector.sample_tasks().map(Arc::new),
+            Some(sampler) => sampler.fresh(),
+            None => self.sample_alone(),
         };
         match sample {
             Ok(sample) => Some(sample),

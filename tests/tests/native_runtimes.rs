@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use lxcfs_tests::serve::eventually;
 use lxcfs_tests::subject::MarkerFs;
 use lxcfs_tests::{Lxcfs, Podman, TestCgroup, lxcfs_binary, stdout_of};
 
@@ -244,4 +245,34 @@ fn an_attached_container_sees_its_own_limit_from_the_daemon() {
             .read("/proc/meminfo")
             .contains("MemTotal:         131072 kB")
     );
+}
+
+#[test]
+fn a_new_daemon_heals_what_a_lost_one_left_and_counts_it() {
+    let lost = Lxcfs::start::<&str>(&[]);
+    let podman = Podman::start("runc", &["--memory=128m"]);
+    lxcfs(&["attach"], &lost.mountpoint(), podman.init_pid());
+    lost.stop();
+    assert!(!podman.run(&["cat", "/proc/meminfo"]).status.success());
+
+    let daemon = Lxcfs::start::<&str>(&[]);
+    let socket = daemon.runtime_dir().join("lxcfs/control.sock");
+    let metrics = || {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--unix-socket"]).arg(&socket);
+        let output = curl.arg("http://lxcfs/metrics").output();
+        let output = output.expect("curl is missing: apt-get install curl");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    eventually("the start's look at all containers", || {
+        metrics().contains("\nlxcfs_stale_mounts 0\n")
+    });
+    let healed = metrics();
+    let healed = healed
+        .lines()
+        .find_map(|line| line.strip_prefix("lxcfs_heals_total{outcome=\"replaced"))
+        .and_then(|rest| rest.rsplit(' ').next()?.parse::<u32>().ok());
+    assert!(healed > Some(0), "{}", metrics());
+    let meminfo = podman.read("/proc/meminfo");
+    assert!(meminfo.contains("MemTotal:         131072 kB"), "{meminfo}");
 }

@@ -50,7 +50,8 @@ struct Counts {
     attached: BTreeMap<(Method, &'static str), u64>,
     heals: BTreeMap<&'static str, u64>,
     skipped: BTreeMap<&'static str, u64>,
-    stale: u64,
+    /// `None` before the first scan.
+    stale: Option<u64>,
 }
 
 /// Attaches from one mountpoint; shared by all sources of discovery.
@@ -147,6 +148,21 @@ impl Attacher {
         Ok(whole)
     }
 
+    /// Heals dead mounts of ours in every container there is; attaches nothing new.
+    ///
+    /// # Errors
+    /// There is no live mount to heal from, or processes cannot be listed.
+    pub fn heal_all(&self) -> Result<Report, AttachError> {
+        let found = Scan::default().containers()?.into_iter();
+        let jobs = found.filter(|found| found.has_ours).map(|found| Job {
+            target: found.into(),
+            decision: Decision::Leave(Reason::NotAsked),
+        });
+        let report = self.carry_out(jobs.collect(), Method::Scan)?;
+        self.set_stale(report.stale() as u64);
+        Ok(report)
+    }
+
     /// Counts a container that is left alone.
     pub fn skip(&self, reason: Reason) {
         self.skip_as(reason.label());
@@ -191,7 +207,7 @@ impl Attacher {
 
     /// Remembers how many dead mounts the last scan left behind.
     pub fn set_stale(&self, count: u64) {
-        self.lock().stale = count;
+        self.lock().stale = Some(count);
     }
 
     /// The container with this id, when its runtime did not tell a process.
@@ -219,6 +235,8 @@ impl metrics::Source for Attacher {
         for (&reason, &count) in &counts.skipped {
             out.count(metrics::SKIPPED, &[reason], count);
         }
-        out.count(metrics::STALE_MOUNTS, &[], counts.stale);
+        if let Some(stale) = counts.stale {
+            out.count(metrics::STALE_MOUNTS, &[], stale);
+        }
     }
 }

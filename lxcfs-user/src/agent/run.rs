@@ -16,7 +16,7 @@ use super::known::Known;
 use super::nri::views::Views;
 use super::nri::{Session, SessionOptions};
 use super::policy::{AgentPolicy, Subject};
-use crate::attach::{AttachError, EngineOptions, Outcome, Report, Scan, Skip, Target};
+use crate::attach::{AttachError, EngineOptions, Report, Scan, Target};
 
 /// What the agent shall do.
 #[derive(Clone, Debug)]
@@ -358,18 +358,7 @@ fn scan_once(shared: &Shared) -> Result<bool, AttachError> {
     }
     let report = carry_out(shared, jobs, Method::Scan);
     // Without a daemon every mount found may be dead; with one, what could not be healed.
-    let stale = report.as_ref().map_or(ours, |report| {
-        let steps = report.containers.iter().flat_map(|found| &found.steps);
-        steps.filter(|step| is_stale(&step.outcome)).count()
-    });
+    let stale = report.as_ref().map_or(ours, Report::stale);
     shared.attacher.set_stale(stale as u64);
     Ok(report.is_some())
-}
-
-fn is_stale(outcome: &Outcome) -> bool {
-    matches!(
-        outcome,
-        Outcome::Failed { .. }
-            | Outcome::Skipped(Skip::Unresponsive { .. } | Skip::UnknownFile { .. })
-    )
 }

@@ -126,6 +126,19 @@ impl Report {
         totals
     }
 
+    /// Dead mounts that are still there.
+    pub fn stale(&self) -> usize {
+        let steps = self.containers.iter().flat_map(|found| &found.steps);
+        let is_stale = |outcome: &Outcome| {
+            matches!(
+                outcome,
+                Outcome::Failed { .. }
+                    | Outcome::Skipped(Skip::Unresponsive { .. } | Skip::UnknownFile { .. })
+            )
+        };
+        steps.filter(|step| is_stale(&step.outcome)).count()
+    }
+
     /// Whether everything that was wanted is so.
     pub fn succeeded(&self) -> bool {
         let totals = self.totals();

@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 use super::ebpf::{self, Tasks};
 use super::launch::holder_socket;
 use super::saved::Legacy;
+use crate::agent::Attacher;
+use crate::attach::EngineOptions;
 use crate::bpf::{self, FeatureState, Sampler};
 use crate::collect::live::{LiveEngine, LiveOptions};
 use crate::collect::sampler::LoadSampler;
@@ -185,7 +187,8 @@ fn activate(
     }
     let sampler = LoadSampler::start(engine).context("cannot start the sampler")?;
     report_start(config, parts, restored.first);
-    listen(config, parts, requests, started)?;
+    let attacher = Arc::new(Attacher::new(&config.mountpoint, EngineOptions::default()));
+    listen(config, parts, requests, &attacher, started)?;
     let saving = Arc::clone(parts);
     std::thread::Builder::new()
         .name("lxcfs-save".to_owned())
@@ -199,7 +202,7 @@ fn activate(
         })
         .context("cannot start the thread that saves")?;
     if config.heal {
-        heal(config);
+        heal(attacher);
     }
     Ok(())
 }
@@ -283,6 +286,7 @@ fn listen(
     config: &Config,
     parts: &Arc<Parts>,
     requests: Arc<Requests>,
+    attacher: &Arc<Attacher>,
     started: Instant,
 ) -> Result<()> {
     let program = std::env::current_exe().unwrap_or_else(|_gone| PathBuf::from("/proc/self/exe"));
@@ -301,6 +305,7 @@ fn listen(
         Arc::new(HostView(Arc::clone(&parts.engine))),
         Arc::clone(&holder) as Arc<dyn Source>,
         Arc::clone(&probe) as Arc<dyn Source>,
+        Arc::clone(attacher) as Arc<dyn Source>,
         Arc::new(Process),
     ];
     if let Some((_, collector)) = &parts.tasks {
@@ -372,18 +377,9 @@ fn status(config: &Config, parts: &Parts, holder: &Holder, started: Instant) -> 
 }
 
 /// Replaces dead mounts of ours, left by a daemon that was lost with all its descriptors.
-fn heal(config: &Config) {
-    let mountpoint = config.mountpoint.clone();
+fn heal(attacher: Arc<Attacher>) {
     let work = move || {
-        use crate::attach::{Engine as Attach, EngineOptions, Goal, Scan, Target};
-        let attach = Attach::open(&mountpoint, EngineOptions::default())?;
-        let targets = Scan::default()
-            .containers()?
-            .into_iter()
-            .filter(|found| found.has_ours)
-            .map(Target::from)
-            .collect();
-        let totals = Arc::new(attach).run(targets, &Goal::Heal).totals();
+        let totals = attacher.heal_all()?.totals();
         if totals.healed + totals.failed + totals.unreached > 0 {
             tracing::info!(
                 healed = totals.healed,

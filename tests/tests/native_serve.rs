@@ -94,11 +94,13 @@ fn metadata_is_that_of_the_kernel() {
             (kernels.uid(), kernels.gid()),
             "{path}"
         );
-        assert_eq!(
-            (ours.len(), ours.nlink()),
-            (kernels.len(), kernels.nlink()),
-            "{path}"
-        );
+        assert_eq!(ours.nlink(), kernels.nlink(), "{path}");
+        if path.starts_with("sys") {
+            assert_eq!(ours.len(), kernels.len(), "{path}");
+        } else {
+            // sendfile(2) takes a FUSE file of size 0 for empty: ours announce a bound.
+            assert!(ours.len() >= 8192, "{path}: {}", ours.len());
+        }
     }
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let point = served.mount();

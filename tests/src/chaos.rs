@@ -1,5 +1,6 @@
 //! Kills workers at random moments while readers check every byte.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -33,6 +34,32 @@ pub struct Outcome {
     pub warm: Vec<Duration>,
     /// Requests that were answered for a dead worker.
     pub replayed: u64,
+}
+
+impl Outcome {
+    /// Some lines for people.
+    pub fn summary(&self) -> String {
+        let seen = &self.seen;
+        let mut text = format!(
+            "kills {}  texts {}  errors {}  wrong {}  replayed {}  worst read {:?}\n",
+            self.warm.len() + self.cold.len(),
+            seen.texts,
+            seen.errors,
+            seen.wrong,
+            self.replayed,
+            seen.worst
+        );
+        for (name, values) in [("warm", &self.warm), ("cold", &self.cold)] {
+            if let (Some(p50), Some(p99)) = (percentile(values, 50), percentile(values, 99)) {
+                let count = values.len();
+                let _ = writeln!(
+                    text,
+                    "kill to serving, {name} ({count}): p50 {p50:?}  p99 {p99:?}"
+                );
+            }
+        }
+        text
+    }
 }
 
 /// Numbers that look random; the seed is in the name of nothing, runs differ.

@@ -14,10 +14,12 @@ use nix::unistd::Pid;
 
 use crate::fixture::CONTROL_DIR;
 
-/// Most time anything here may take before the test says that it hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Most time anything here may take, on a loaded and emulated machine, before the test says that
+/// it hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The program with the fixture engine, beside the running one.
+/// The program with the fixture engine: beside the running one, one level up, or, as in virtual
+/// machines, in `bin` there.
 ///
 /// # Panics
 /// When it has not been built.
@@ -25,7 +27,7 @@ pub fn fixture_binary() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_else(|error| panic!("no own path: {error}"));
     let places = own.ancestors().skip(1).take(2);
     let found = places
-        .map(|dir| dir.join("serve-fixture"))
+        .flat_map(|dir| ["serve-fixture", "bin/serve-fixture"].map(|name| dir.join(name)))
         .find(|path| path.exists());
     found.unwrap_or_else(|| {
         panic!(
@@ -265,6 +267,27 @@ impl Served {
             status.is_some()
         });
         status.unwrap_or_else(|| panic!("no status"))
+    }
+
+    /// Kills the holder and its workers at once: nobody is left who could hand anything on.
+    pub fn kill_everybody(&self) {
+        let status = self.status();
+        for key in ["holder", "worker", "standby"] {
+            let pid = status.number(key) as i32;
+            if pid > 0 {
+                let _already_dead = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+
+    /// Fails unless readers saw something, and nothing wrong.
+    ///
+    /// # Panics
+    /// With what they saw, and the log.
+    pub fn assert_unharmed(&self, seen: &Seen) {
+        let harmed = (seen.errors, seen.wrong);
+        assert_eq!(harmed, (0, 0), "{seen:?}\nlog:\n{}", self.log());
+        assert!(seen.texts > 0, "nothing was read: {seen:?}");
     }
 
     /// Kills the active worker and waits until the next one serves. Returns how long that took,

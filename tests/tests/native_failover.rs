@@ -1,26 +1,16 @@
 //! Readers never notice that workers die: kills, crashes, hangs, upgrades, loss of the holder.
 
 use std::fs::{self, File};
-use std::io::Read as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lxcfs_holder::control::Request;
 use lxcfs_tests::chaos::{self, Plan};
-use lxcfs_tests::fixture::{
-    BROKEN, CONSTANT_BYTES, GENERATION_LINES, HANG, POISON, check_generation, constant_text,
-};
-use lxcfs_tests::serve::{Readers, Seen, Served, comm, eventually, fixture_binary};
+use lxcfs_tests::fixture::{BROKEN, CONSTANT_BYTES, HANG, constant_text};
+use lxcfs_tests::serve::{Readers, Served, comm, eventually, fixture_binary};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-fn assert_unharmed(seen: &Seen, served: &Served) {
-    let harmed = (seen.errors, seen.wrong);
-    assert_eq!(harmed, (0, 0), "{seen:?}\nlog:\n{}", served.log());
-    assert!(seen.texts > 0, "nothing was read: {seen:?}");
-}
 
 #[test]
 fn hundreds_of_killed_workers_are_not_noticed() {
@@ -33,7 +23,7 @@ fn hundreds_of_killed_workers_are_not_noticed() {
         hurt_readers: true,
     };
     let outcome = chaos::run(&served, plan);
-    assert_unharmed(&outcome.seen, &served);
+    served.assert_unharmed(&outcome.seen);
     assert!(outcome.replayed > 0, "no request was in flight at any kill");
     assert_eq!(served.status().number("worker_deaths"), 300);
 }
@@ -49,51 +39,8 @@ fn kills_in_quick_succession_without_a_standby_are_not_noticed() {
         hurt_readers: false,
     };
     let outcome = chaos::run(&served, plan);
-    assert_unharmed(&outcome.seen, &served);
+    served.assert_unharmed(&outcome.seen);
     assert!(outcome.warm.is_empty());
-}
-
-#[test]
-fn a_request_that_crashes_every_worker_gets_eio_and_the_others_are_served() {
-    let served = Served::start();
-    let readers = Readers::start(&served.mount(), 8);
-    served.tell(POISON);
-    for round in 1..=5 {
-        let error = fs::read(served.file("proc/vmstat")).expect_err("vmstat crashes workers");
-        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
-        eventually("the poison is counted", || {
-            served.status().number("poisoned_requests") == round
-        });
-        assert_eq!(
-            fs::read(served.file("proc/meminfo")).unwrap(),
-            constant_text(CONSTANT_BYTES)
-        );
-    }
-    served.untell(POISON);
-    assert_eq!(
-        fs::read(served.file("proc/vmstat")).unwrap(),
-        constant_text(CONSTANT_BYTES)
-    );
-    assert_unharmed(&readers.finish(), &served);
-}
-
-#[test]
-fn an_open_file_continues_its_text_in_the_next_worker() {
-    let served = Served::start();
-    let mut file = File::open(served.file("proc/stat")).unwrap();
-    let mut text = vec![0; 700];
-    file.read_exact(&mut text).unwrap();
-    served.kill_worker();
-    file.read_to_end(&mut text).unwrap();
-    check_generation(&text).unwrap();
-    // Everything was read; the end must be the end for the next worker too.
-    served.kill_worker();
-    assert_eq!(file.read(&mut [0; 100]).unwrap(), 0);
-    let again = &mut [0; 100];
-    file.read_exact_at(again, 0).unwrap();
-    assert!(again.starts_with(b"generation "));
-    assert!(!text.starts_with(again), "offset 0 must start a new text");
-    assert!(text.ends_with(format!("line {}\n", GENERATION_LINES - 1).as_bytes()));
 }
 
 #[test]
@@ -171,19 +118,6 @@ fn a_stuck_worker_is_replaced_by_the_watchdog() {
     );
 }
 
-#[test]
-fn a_stopped_worker_makes_readers_wait_and_nothing_else() {
-    let served = Served::with(&["probe-ms=0"]);
-    let readers = Readers::start(&served.mount(), 8);
-    let worker = Pid::from_raw(served.worker());
-    kill(worker, Signal::SIGSTOP).unwrap();
-    std::thread::sleep(Duration::from_secs(2));
-    kill(worker, Signal::SIGCONT).unwrap();
-    let seen = readers.finish();
-    assert_unharmed(&seen, &served);
-    assert!(seen.worst >= Duration::from_secs(1), "{seen:?}");
-}
-
 /// A second, different file with the same program.
 fn another_build(served: &Served) -> PathBuf {
     let path = served.dir().join("serve-fixture-2");
@@ -211,7 +145,7 @@ fn upgrades_between_two_builds_are_not_noticed() {
             served.kill_worker();
         }
     }
-    assert_unharmed(&readers.finish(), &served);
+    served.assert_unharmed(&readers.finish());
     assert_eq!(comm(holder).as_deref(), Some("lxcfs-holder"));
 }
 
@@ -249,49 +183,7 @@ fn a_failed_upgrade_leaves_the_old_program_serving() {
     served.ask(&Request::Upgrade(build)).unwrap().unwrap_err();
     served.untell(BROKEN);
     assert_eq!(served.status().text("program"), program);
-    assert_unharmed(&readers.finish(), &served);
-}
-
-#[test]
-fn a_successor_takes_over_from_the_workers_of_a_killed_holder() {
-    let mut served = Served::start();
-    let readers = Readers::start(&served.mount(), 16);
-    let kept = File::open(served.file("proc/meminfo")).unwrap();
-    for _ in 0..5 {
-        served.signal_holder(Signal::SIGKILL);
-        served.wait_holder();
-        // Without a holder the worker serves on.
-        assert_eq!(
-            fs::read(served.file("proc/meminfo")).unwrap(),
-            constant_text(CONSTANT_BYTES)
-        );
-        served.start_holder();
-        assert!(
-            served.log().contains("taking connection"),
-            "{}",
-            served.log()
-        );
-        served.kill_worker();
-    }
-    let mut text = vec![0; CONSTANT_BYTES];
-    kept.read_exact_at(&mut text, 0).unwrap();
-    assert_eq!(text, constant_text(CONSTANT_BYTES));
-    assert_unharmed(&readers.finish(), &served);
-    let workers = workers_of(&served);
-    assert!(workers <= 2, "{workers} workers are left");
-}
-
-/// Worker processes that hold this mount's log open.
-fn workers_of(served: &Served) -> usize {
-    let log = served.dir().join("log");
-    let of_ours = |pid: &i32| {
-        comm(*pid).as_deref() == Some("lxcfs-worker")
-            && fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|path| path == log)
-    };
-    let pids = fs::read_dir("/proc")
-        .expect("/proc")
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(of_ours).count()
+    served.assert_unharmed(&readers.finish());
 }
 
 #[test]
@@ -309,35 +201,6 @@ fn a_second_instance_is_refused_and_the_first_serves_on() {
         constant_text(CONSTANT_BYTES)
     );
     assert_eq!(served.status().number("serving"), 1);
-}
-
-#[test]
-fn a_dead_mount_of_ours_is_replaced() {
-    let mut served = Served::start();
-    let (holder, status) = (served.holder(), served.status());
-    let pids = [
-        holder,
-        status.number("worker") as i32,
-        status.number("standby") as i32,
-    ];
-    for pid in pids.into_iter().filter(|pid| *pid > 0) {
-        let _already_dead = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-    served.wait_holder();
-    eventually("the connection is lost", || {
-        let gone = fs::read(served.file("proc/meminfo")).map_err(|e| e.raw_os_error());
-        gone == Err(Some(libc::ENOTCONN))
-    });
-    served.start_holder();
-    assert!(
-        served.log().contains("replacing the dead mount"),
-        "{}",
-        served.log()
-    );
-    assert_eq!(
-        fs::read(served.file("proc/meminfo")).unwrap(),
-        constant_text(CONSTANT_BYTES)
-    );
 }
 
 #[test]

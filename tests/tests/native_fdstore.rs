@@ -12,9 +12,8 @@ use std::time::Duration;
 
 use lxcfs_tests::fixture::{CONSTANT_BYTES, check_generation, constant_text};
 use lxcfs_tests::serve::{Readers, Served, eventually};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use nix::unistd::Pid;
 
 /// The manager's end: what was stored by name, and whether the service said that it is ready.
 struct Manager {
@@ -119,16 +118,6 @@ impl Manager {
     }
 }
 
-fn kill_everybody(served: &Served) {
-    let status = served.status();
-    for key in ["holder", "worker", "standby"] {
-        let pid = status.number(key) as i32;
-        if pid > 0 {
-            let _already_dead = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-    }
-}
-
 #[test]
 fn the_store_carries_readers_over_the_loss_of_all_processes_and_over_a_restart() {
     let mut served = Served::start();
@@ -148,7 +137,7 @@ fn the_store_carries_readers_over_the_loss_of_all_processes_and_over_a_restart()
     let mut text = vec![0; 700];
     half_read.read_exact(&mut text).expect("a part");
     for _ in 0..3 {
-        kill_everybody(&served);
+        served.kill_everybody();
         served.wait_holder();
         std::thread::sleep(Duration::from_millis(200));
         served.start_with(manager.start(&served));
@@ -157,8 +146,7 @@ fn the_store_carries_readers_over_the_loss_of_all_processes_and_over_a_restart()
     }
     half_read.read_to_end(&mut text).expect("the rest");
     check_generation(&text).expect("one text, before and after");
-    let seen = readers.finish();
-    assert_eq!((seen.errors, seen.wrong), (0, 0), "{seen:?}");
+    served.assert_unharmed(&readers.finish());
 
     // `systemctl restart` stops regularly, which unmounts; the store still keeps the connection.
     served.signal_holder(Signal::SIGTERM);

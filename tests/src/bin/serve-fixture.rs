@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lxcfs_holder::HolderOptions;
-use lxcfs_tests::chaos::{self, percentile};
+use lxcfs_tests::chaos;
 use lxcfs_tests::fixture::Fixture;
 use lxcfs_tests::reader;
 use lxcfs_tests::serve::Served;
@@ -116,18 +116,7 @@ fn chaos(args: Vec<String>) -> Result<(), String> {
         },
     );
     let seen = &outcome.seen;
-    println!(
-        "kills {kills}  texts {}  errors {}  wrong {}  replayed {}  worst read {:?}",
-        seen.texts, seen.errors, seen.wrong, outcome.replayed, seen.worst
-    );
-    for (name, values) in [("warm", &outcome.warm), ("cold", &outcome.cold)] {
-        if let (Some(p50), Some(p99)) = (percentile(values, 50), percentile(values, 99)) {
-            println!(
-                "kill to serving, {name} ({}): p50 {p50:?}  p99 {p99:?}",
-                values.len()
-            );
-        }
-    }
+    print!("{}", outcome.summary());
     if seen.errors + seen.wrong > 0 {
         Err(format!("first: {}", seen.first))
     } else {

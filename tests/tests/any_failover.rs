@@ -1,0 +1,146 @@
+//! Readers never notice that workers or the holder die. `native_failover.rs`
+//! has what depends on speed or on the defaults of the holder's bounds.
+// vm: 6.12/v2 timeout=600
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
+
+use lxcfs_tests::fixture::{
+    CONSTANT_BYTES, GENERATION_LINES, POISON, check_generation, constant_text,
+};
+use lxcfs_tests::serve::{Readers, Served, comm, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Without the bounds that an emulated machine under load could exceed for no fault of ours.
+fn patient() -> Served {
+    Served::with(&["orphan-ms=60000", "probe-ms=0"])
+}
+
+#[test]
+fn a_request_that_crashes_every_worker_gets_eio_and_the_others_are_served() {
+    let served = patient();
+    let readers = Readers::start(&served.mount(), 8);
+    served.tell(POISON);
+    for round in 1..=5 {
+        let error = fs::read(served.file("proc/vmstat")).expect_err("vmstat crashes workers");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+        eventually("the poison is counted", || {
+            served.status().number("poisoned_requests") == round
+        });
+        assert_eq!(
+            fs::read(served.file("proc/meminfo")).unwrap(),
+            constant_text(CONSTANT_BYTES)
+        );
+    }
+    served.untell(POISON);
+    assert_eq!(
+        fs::read(served.file("proc/vmstat")).unwrap(),
+        constant_text(CONSTANT_BYTES)
+    );
+    served.assert_unharmed(&readers.finish());
+}
+
+#[test]
+fn an_open_file_continues_its_text_in_the_next_worker() {
+    let served = patient();
+    let mut file = File::open(served.file("proc/stat")).unwrap();
+    let mut text = vec![0; 700];
+    file.read_exact(&mut text).unwrap();
+    served.kill_worker();
+    file.read_to_end(&mut text).unwrap();
+    check_generation(&text).unwrap();
+    // Everything was read; the end must be the end for the next worker too.
+    served.kill_worker();
+    assert_eq!(file.read(&mut [0; 100]).unwrap(), 0);
+    let again = &mut [0; 100];
+    file.read_exact_at(again, 0).unwrap();
+    assert!(again.starts_with(b"generation "));
+    assert!(!text.starts_with(again), "offset 0 must start a new text");
+    assert!(text.ends_with(format!("line {}\n", GENERATION_LINES - 1).as_bytes()));
+}
+
+#[test]
+fn a_stopped_daemon_makes_readers_wait_and_nothing_else() {
+    let served = patient();
+    eventually("a standby", || served.status().number("standby_ready") == 1);
+    let readers = Readers::start(&served.mount(), 8);
+    let status = served.status();
+    let processes = ["holder", "worker", "standby"].map(|key| status.number(key) as i32);
+    for signal in [Signal::SIGSTOP, Signal::SIGCONT] {
+        for pid in processes {
+            kill(Pid::from_raw(pid), signal).unwrap();
+        }
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    let seen = readers.finish();
+    served.assert_unharmed(&seen);
+    assert!(seen.worst >= Duration::from_secs(1), "{seen:?}");
+    assert_eq!(served.status().number("worker_deaths"), 0);
+}
+
+#[test]
+fn a_successor_takes_over_from_the_workers_of_a_killed_holder() {
+    let mut served = patient();
+    let readers = Readers::start(&served.mount(), 16);
+    let kept = File::open(served.file("proc/meminfo")).unwrap();
+    for _ in 0..5 {
+        served.signal_holder(Signal::SIGKILL);
+        served.wait_holder();
+        // Without a holder the worker serves on.
+        assert_eq!(
+            fs::read(served.file("proc/meminfo")).unwrap(),
+            constant_text(CONSTANT_BYTES)
+        );
+        served.start_holder();
+        assert!(
+            served.log().contains("taking connection"),
+            "{}",
+            served.log()
+        );
+        served.kill_worker();
+    }
+    let mut text = vec![0; CONSTANT_BYTES];
+    kept.read_exact_at(&mut text, 0).unwrap();
+    assert_eq!(text, constant_text(CONSTANT_BYTES));
+    served.assert_unharmed(&readers.finish());
+    let workers = workers_of(&served);
+    assert!(workers <= 2, "{workers} workers are left");
+}
+
+/// Worker processes that hold this mount's log open.
+fn workers_of(served: &Served) -> usize {
+    let log = served.dir().join("log");
+    let of_ours = |pid: &i32| {
+        comm(*pid).as_deref() == Some("lxcfs-worker")
+            && fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|path| path == log)
+    };
+    let pids = fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(of_ours).count()
+}
+
+#[test]
+fn a_dead_mount_of_ours_is_replaced() {
+    let mut served = patient();
+    served.kill_everybody();
+    served.wait_holder();
+    eventually("the connection is lost", || {
+        let gone = fs::read(served.file("proc/meminfo")).map_err(|e| e.raw_os_error());
+        gone == Err(Some(libc::ENOTCONN))
+    });
+    served.start_holder();
+    assert!(
+        served.log().contains("replacing the dead mount"),
+        "{}",
+        served.log()
+    );
+    assert_eq!(
+        fs::read(served.file("proc/meminfo")).unwrap(),
+        constant_text(CONSTANT_BYTES)
+    );
+}

@@ -80,18 +80,31 @@ impl Args {
             let start = Instant::now();
             let name = described(&machine);
             println!("\n     Booting {name} for {}", names.join(" "));
-            let tally = Tally::new(Box::new(io::stdout()));
-            let sinks = Sinks {
-                stdout: Box::new(tally.clone()),
-                stderr: Box::new(io::stderr()),
-            };
-            let outcome = vm::boot(&machine, &payload, &commands(&names), sinks);
-            let broke = match outcome {
-                Ok(status) => status != 0,
-                Err(error) => {
-                    println!("{name}: {error:#}");
-                    true
+            let mut died = None;
+            let (tally, broke) = loop {
+                let tally = Tally::new(Box::new(io::stdout()));
+                let sinks = Sinks {
+                    stdout: Box::new(tally.clone()),
+                    stderr: Box::new(io::stderr()),
+                };
+                match vm::boot(&machine, &payload, &commands(&names), sinks) {
+                    Ok(status) => break (tally, status != 0),
+                    // Emulated CPUs lock up now and then, whatever runs on them. Once may be the
+                    // emulator's fault, and is said in the table; twice is ours.
+                    Err(error) if died.is_none() && tally.counts().failed == 0 => {
+                        println!("{name}: {error:#}\n{name}: the machine died; booting it again");
+                        died = Some(error);
+                    }
+                    Err(error) => {
+                        println!("{name}: {error:#}");
+                        break (tally, true);
+                    }
                 }
+            };
+            let name = if died.is_some() {
+                format!("{name} (second boot: the first machine died)")
+            } else {
+                name
             };
             suites.push(finished(name, &tally, broke, start));
         }

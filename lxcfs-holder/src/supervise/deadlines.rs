@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::events::Role;
-use super::{Holder, START_DEADLINE, upgrade};
+use super::{Holder, LONGEST_START, upgrade};
 use crate::channel::Order;
 use crate::log::say;
 use crate::spawn::Phase;
@@ -14,7 +14,7 @@ impl Holder {
             .into_iter()
             .flatten()
             .filter(|w| matches!(w.phase, Phase::Starting | Phase::Activated))
-            .map(|w| w.since + START_DEADLINE);
+            .map(|w| w.since + self.start_deadline);
         let idle = self.active.is_none() && self.standby.is_none();
         let serving = self.active.is_some();
         let wants_standby = serving && self.standby.is_none() && self.options.standby;
@@ -59,18 +59,20 @@ impl Holder {
         if self.active.is_none() || self.down.is_some() {
             self.answer_orphans(now);
         }
+        let deadline = self.start_deadline;
         for role in [Role::Active, Role::Standby] {
             if let Some(worker) = self.worker(role)
                 && matches!(worker.phase, Phase::Starting | Phase::Activated)
-                && now >= worker.since + START_DEADLINE
+                && now >= worker.since + deadline
                 && !worker.stuck
             {
                 worker.stuck = true;
                 say(&format!(
-                    "worker {} does not get ready; replacing it",
+                    "worker {} does not get ready within {deadline:?}; replacing it",
                     worker.pid
                 ));
                 worker.kill();
+                self.start_deadline = (deadline * 2).min(LONGEST_START);
             }
         }
         self.check_upgrade(now);

@@ -160,6 +160,7 @@ impl Holder {
                     worker.enter(Phase::Serving);
                     self.down = None;
                     self.complaint.forget();
+                    self.start_deadline = super::START_DEADLINE;
                     self.orphans_answered = false;
                     let header = self.state.header();
                     header.replayed.fetch_add(replayed, Ordering::Relaxed);

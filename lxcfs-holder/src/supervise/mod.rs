@@ -30,8 +30,11 @@ use crate::options::HolderOptions;
 use crate::spawn::{Phase, Worker};
 use crate::{HOLDER_COMM, fd, mount};
 
-/// A worker must be prepared, and an activated one must serve, within this time.
+/// A worker must be prepared, and an activated one must serve, within this time. It doubles
+/// with each that is late, until one serves: on a starved machine the next would be just as late.
 const START_DEADLINE: Duration = Duration::from_secs(10);
+/// The deadline grows no further than this.
+const LONGEST_START: Duration = Duration::from_secs(320);
 /// Stuck workers in a row after which the connection itself is given up.
 const HOPELESS: u32 = 20;
 
@@ -72,6 +75,7 @@ struct Holder {
     fruitless: u32,
     complaint: backoff::Complaint,
     standby_failures: u32,
+    start_deadline: Duration,
     spawn_after: Instant,
     standby_after: Instant,
     next_probe: Instant,
@@ -229,6 +233,7 @@ impl Holder {
             fruitless: 0,
             complaint: backoff::Complaint::default(),
             standby_failures: 0,
+            start_deadline: START_DEADLINE,
             spawn_after: now,
             standby_after: now,
             next_probe: now,

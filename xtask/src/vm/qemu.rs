@@ -187,7 +187,9 @@ fn drive(qemu: &mut Command, serial: &str, file: &Path, options: &str) {
 }
 
 fn kernel_arguments(machine: &Machine) -> String {
-    let mut arguments = "console=ttyS0 quiet panic=-1 oops=panic softlockup_panic=1 no_timer_check reboot=t".to_owned();
+    let mut arguments =
+        "console=ttyS0 quiet panic=-1 oops=panic softlockup_panic=1 no_timer_check reboot=t"
+            .to_owned();
     if machine.systemd {
         arguments += " lxcfs.init=systemd systemd.show_status=0";
         arguments += match machine.layout {

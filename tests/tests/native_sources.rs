@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use lxcfs_common::catalogue::{Node, by_path, cpu_ino, node};
 use lxcfs_tests::container::Shape;
 use lxcfs_tests::{Burner, Container, TestCgroup};
-use lxcfs_user::collect::capture;
 use lxcfs_user::collect::explain::Whom;
 use lxcfs_user::collect::live::{LiveEngine, LiveOptions};
 use lxcfs_user::container::boundary::Rule;
@@ -621,31 +620,4 @@ fn every_controller_says_where_the_container_is() {
         )
         .unwrap();
     assert_eq!(by_directory.container.unwrap().path(), cgroup.path());
-}
-
-#[test]
-fn a_recorded_container_says_the_same_when_read_back() {
-    let engine = engine();
-    let cgroup = TestCgroup::new("capture");
-    cgroup.limit_memory(64 * MIB);
-    cgroup.limit_cpu(150_000, 100_000);
-    let inside = container(&cgroup, true);
-    let scratch = tempfile::tempdir().unwrap();
-    let dir = scratch.path().join("capture");
-    capture::record(&engine, inside.init_pid(), &dir, "test").unwrap();
-    let loaded = capture::Capture::load(&dir).unwrap();
-    let policy = ViewPolicy::default();
-    let live = snapshot(&engine, inside.init_pid());
-    let recorded = loaded.snapshot(Inputs(u32::MAX), &policy).unwrap();
-    assert_eq!(
-        loaded.boundary(&policy).unwrap().rule,
-        Rule::CgroupNamespace
-    );
-    assert_eq!(recorded.cgroup_paths, live.cgroup_paths);
-    let limit = |snapshot: &Snapshot| snapshot.memory.as_ref().unwrap().limit;
-    assert_eq!(limit(&recorded), limit(&live));
-    let quota = |snapshot: &Snapshot| snapshot.cpus.as_ref().unwrap().quota;
-    assert_eq!(quota(&recorded), quota(&live));
-    assert_eq!(recorded.age.unwrap().start, live.age.unwrap().start);
-    assert_eq!(recorded.facts.online_cpus, live.facts.online_cpus);
 }

@@ -4,9 +4,8 @@
 //! [`collector`] reads, from the cgroups, the host and what [`source`] plugs in; [`store`]
 //! keeps what has memory; [`sampler`] runs on the kernel's 5 s grid; [`single_flight`]
 //! shares an answer among readers; [`live`] is the engine made of all this; [`explain`] is
-//! for `lxcfs show`, [`capture`] for golden tests.
+//! for `lxcfs show`.
 
-pub mod capture;
 pub mod collector;
 pub mod explain;
 pub mod live;

@@ -394,28 +394,6 @@ impl Resolver {
         Ok(view)
     }
 
-    /// What the boundary rules know of a thread, and the boottime offset of its time
-    /// namespace: for captures.
-    ///
-    /// # Errors
-    /// [`AnswerError::Io`] when its files cannot be read.
-    pub fn caller_facts(&self, tid: u32) -> Result<(CallerFacts, i64), AnswerError> {
-        let cgroups = self.cgroups();
-        let failed = |source| AnswerError::Io {
-            path: format!("/proc/{tid}"),
-            source,
-        };
-        let task = Task::open(&self.host, tid).map_err(failed)?;
-        let key = CallerKey {
-            cgroups: task.cgroups(&cgroups.layout).map_err(failed)?,
-            namespaces: task.namespaces().map_err(failed)?,
-        };
-        let (facts, _, _) = self.facts(&cgroups, &task, &key);
-        let [.., foreign_time] = facts::is_foreign(&self.own, &key.namespaces);
-        let offset = task.boottime_offset().filter(|_| foreign_time);
-        Ok((facts, offset.unwrap_or(0)))
-    }
-
     /// Everything the boundary rules want to know, and what must stay open meanwhile.
     fn facts(
         &self,

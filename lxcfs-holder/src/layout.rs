@@ -96,7 +96,8 @@ pub struct Header {
     pub poisoned: AtomicU64,
     table: [Region; TABLE],
     mountpoint_len: AtomicU32,
-    _reserved: AtomicU32,
+    /// Nice value of a worker that serves, plus 21; 0 if workers leave theirs alone.
+    pub serving_nice: AtomicU32,
     mountpoint: [AtomicU32; MOUNTPOINT_BYTES / 4],
 }
 

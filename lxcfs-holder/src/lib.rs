@@ -48,6 +48,9 @@ pub const HOLDER_COMM: &str = "lxcfs-holder";
 /// Process name of a worker.
 pub const WORKER_COMM: &str = "lxcfs-worker";
 
+/// Nice value of a worker that does not serve yet: readers may be waiting for it.
+pub(crate) const FIRST_NICE: libc::c_int = -20;
+
 /// Names this process as `ps` and `/proc/PID/comm` show it.
 pub fn set_process_name(name: &str) {
     if let Ok(name) = CString::new(name) {

@@ -35,6 +35,8 @@ pub(crate) struct Worker {
     pub(crate) since: Instant,
     /// We killed it because it did not answer: the request it worked on is suspect.
     pub(crate) stuck: bool,
+    /// Its end of the channel is closed, as every descriptor of a dying process is.
+    pub(crate) hung_up: bool,
 }
 
 impl Worker {
@@ -79,6 +81,8 @@ impl Worker {
                 let mut none: libc::sigset_t = std::mem::zeroed();
                 libc::sigemptyset(&raw mut none);
                 libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+                // Until it serves; a refusal costs time and nothing else.
+                libc::setpriority(libc::PRIO_PROCESS, 0, crate::FIRST_NICE);
                 if let Some(score) = &score {
                     // The holder must never be chosen, the worker may be: it is replaceable.
                     let _unchanged = std::fs::write("/proc/self/oom_score_adj", score);
@@ -96,6 +100,7 @@ impl Worker {
             phase: Phase::Starting,
             since: Instant::now(),
             stuck: false,
+            hung_up: false,
         })
     }
 
@@ -108,6 +113,7 @@ impl Worker {
             phase: Phase::Starting,
             since: Instant::now(),
             stuck: false,
+            hung_up: false,
         })
     }
 
@@ -143,6 +149,15 @@ impl Worker {
         } else {
             End::Exit(libc::WEXITSTATUS(status))
         }
+    }
+
+    /// Whether it has ended and can be reaped.
+    pub(crate) fn ended(&self) -> bool {
+        let mut one = [nix::poll::PollFd::new(
+            self.pidfd.as_fd(),
+            nix::poll::PollFlags::POLLIN,
+        )];
+        matches!(nix::poll::poll(&mut one, 0u8), Ok(1))
     }
 
     /// Kills it and waits for its end (a moment: SIGKILL of a process in no kernel wait of ours).

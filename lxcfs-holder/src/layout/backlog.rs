@@ -108,6 +108,14 @@ impl State {
         all
     }
 
+    /// Whether a worker is answering for a dead one just now: if it crashes, that request is to
+    /// blame.
+    pub fn replaying(&self) -> bool {
+        self.control().backlog.iter().any(|entry| {
+            entry.unique.load(Ordering::Acquire) != 0 && entry.started.load(Ordering::Acquire) != 0
+        })
+    }
+
     /// Starts answering `unique`: from now on a crash is its fault.
     pub fn start(&self, unique: u64) -> Option<Orphan> {
         let backlog = &self.control().backlog;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::events::Role;
-use super::{Holder, LONGEST_START, upgrade};
+use super::{Holder, LONGEST_START};
 use crate::channel::Order;
 use crate::log::say;
 use crate::spawn::Phase;
@@ -32,7 +32,9 @@ impl Holder {
             orphans,
             probing,
             self.watchdog.map(|_| self.next_sign),
-            self.upgrade.as_ref().map(upgrade::Upgrade::deadline),
+            self.upgrade
+                .as_ref()
+                .map(|upgrade| upgrade.deadline(self.start_deadline)),
         ];
         starting.chain(others.into_iter().flatten())
     }

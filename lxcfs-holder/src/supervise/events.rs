@@ -14,7 +14,7 @@ use crate::channel::{self, Order, Report};
 use crate::control::{Request, answer};
 use crate::layout::Cause;
 use crate::log::say;
-use crate::spawn::{Phase, Worker};
+use crate::spawn::{End, Phase, Worker};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -28,6 +28,7 @@ pub(super) enum Event {
     Signal,
     Message(Role),
     Death(Role),
+    Left,
     Accept,
     Client(usize),
 }
@@ -47,9 +48,14 @@ impl Holder {
         for (role, worker) in workers {
             if let Some(worker) = worker {
                 // Messages first: what a worker said before it died counts.
-                watched.push((Event::Message(role), worker.channel.as_fd()));
+                if !worker.hung_up {
+                    watched.push((Event::Message(role), worker.channel.as_fd()));
+                }
                 watched.push((Event::Death(role), worker.pidfd.as_fd()));
             }
+        }
+        for worker in &self.leaving {
+            watched.push((Event::Left, worker.pidfd.as_fd()));
         }
         if let Some(control) = &self.control {
             watched.push((Event::Accept, control.listener().as_fd()));
@@ -107,11 +113,15 @@ impl Holder {
                     if self.messages(role) {
                         return Some(Outcome::Lost);
                     }
+                    if role == Role::Active && self.relieve() {
+                        break;
+                    }
                 }
                 Event::Death(role) => {
                     self.death(role);
                     break;
                 }
+                Event::Left => self.reap_leaving(),
                 Event::Accept => {
                     if let Some(control) = &mut self.control {
                         control.accept();
@@ -140,14 +150,23 @@ impl Holder {
             let Some(worker) = self.worker(role) else {
                 return false;
             };
-            let Ok(Some(text)) = channel::hear(&worker.channel, false) else {
-                return false;
+            let text = match channel::hear(&worker.channel, false) {
+                Ok(Some(text)) => text,
+                Ok(None) => {
+                    // Not watched any more: it would stay readable until the process is gone.
+                    worker.hung_up = true;
+                    return false;
+                }
+                Err(_) => return false,
             };
             match Report::from_text(&text) {
+                // It was told to serve before it was ready.
+                Some(Report::Ready) if worker.phase == Phase::Activated => {}
                 Some(Report::Ready) => {
                     worker.enter(Phase::Ready);
                     if role == Role::Standby {
                         self.standby_failures = 0;
+                        self.standby_after = Instant::now();
                         // Serve at once; do not wait for the next turn of the loop.
                         self.cover();
                     }
@@ -181,6 +200,38 @@ impl Holder {
                 }
                 Some(Report::Unmounted) => return true,
                 None => say(&format!("worker {} says {text:?}", worker.pid)),
+            }
+        }
+    }
+
+    /// Lets the next worker take over from one whose channel was closed, before the whole process
+    /// is gone: a process closes its descriptors after its last thread left the kernel's read of
+    /// a request, but may need milliseconds more to end. Returns false where it matters how it
+    /// ended; then its death is awaited.
+    fn relieve(&mut self) -> bool {
+        let answered = self.state.answers() != self.answers_before;
+        let enough = answered && self.announced && !self.state.replaying();
+        if !enough || !self.active.as_ref().is_some_and(|w| w.hung_up && !w.stuck) {
+            return false;
+        }
+        self.leaving.extend(self.active.take());
+        self.deaths += 1;
+        self.down = Some((Instant::now(), Cause::Killed));
+        self.orphans_answered = false;
+        self.fruitless = 0;
+        self.spawn_after = Instant::now();
+        self.upgrade_lost_active();
+        self.cover();
+        true
+    }
+
+    /// Collects workers that were relieved and have ended.
+    fn reap_leaving(&mut self) {
+        let crashed = |end: End| end.cause() == Cause::Crashed;
+        for worker in self.leaving.extract_if(.., |worker| worker.ended()) {
+            let end = worker.reap();
+            if crashed(end) {
+                say(&format!("worker {} {end}", worker.pid));
             }
         }
     }

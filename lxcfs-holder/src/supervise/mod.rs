@@ -63,6 +63,8 @@ struct Holder {
     last_good: Option<Image>,
     active: Option<Worker>,
     standby: Option<Worker>,
+    /// Workers that have been relieved and not ended yet.
+    leaving: Vec<Worker>,
     upgrade: Option<upgrade::Upgrade>,
     survivors: Vec<(u32, OwnedFd)>,
     /// Clients that wait for the daemon's answer to a command, oldest first.
@@ -136,6 +138,22 @@ fn protect() -> Option<String> {
     })
 }
 
+/// Puts us first on the CPU: we run for moments only, while readers wait. Where that is not
+/// allowed it merely takes longer. Returns what a serving worker does about its own nice value.
+fn hurry() -> u32 {
+    // SAFETY: no memory involved; -1 may be a value or an error, and is then no harm.
+    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    let first = libc::sched_param { sched_priority: 1 };
+    let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: the parameter outlives the calls.
+    unsafe {
+        if libc::sched_setscheduler(0, policy, &raw const first) != 0 {
+            libc::setpriority(libc::PRIO_PROCESS, 0, crate::FIRST_NICE);
+        }
+    }
+    nice.clamp(0, 19).unsigned_abs() + 21
+}
+
 impl Holder {
     fn start(mut options: HolderOptions) -> Result<Self, String> {
         let mut wanted = SigSet::empty();
@@ -155,6 +173,7 @@ impl Holder {
         let signals = SignalFd::with_flags(&wanted, flags)
             .map_err(|e| format!("cannot make a signalfd: {e}"))?;
         let oom_score_adj = protect();
+        let serving_nice = hurry();
         let program = PathBuf::from(options.worker.first().cloned().unwrap_or_default());
         let image = Image::open(&program)
             .map_err(|e| format!("worker program {}: {e}", program.display()))?;
@@ -199,6 +218,7 @@ impl Holder {
         header
             .holder_pid
             .store(std::process::id(), Ordering::Relaxed);
+        header.serving_nice.store(serving_nice, Ordering::Relaxed);
         let number = header.connection.load(Ordering::Relaxed);
         let now = Instant::now();
         if let Some(client) = adopt.client.and_then(|client| fd::inherited(client).ok()) {
@@ -225,6 +245,7 @@ impl Holder {
             last_good: adopt.last_good.and_then(|fd| Image::adopt(fd).ok()),
             active,
             standby,
+            leaving: Vec::new(),
             upgrade: None,
             survivors: connection.survivors,
             asking: Vec::new(),
@@ -326,6 +347,9 @@ impl Holder {
             self.spawn_standby();
             if self.standby.is_none() {
                 self.spawn_after = now + Duration::from_millis(500);
+            } else if self.announced && self.fruitless == 0 && self.survivors.is_empty() {
+                // This program has served: no need to hear that it is ready.
+                self.activate_standby();
             }
         }
         if self.active.is_none()
@@ -335,18 +359,7 @@ impl Holder {
                 .is_some_and(|w| w.phase == Phase::Ready)
         {
             self.retire_survivors();
-            let cause = self.down.map_or(Cause::Killed, |(_, cause)| cause);
-            if let Some(mut worker) = self.standby.take() {
-                worker.tell(&Order::Activate(cause));
-                worker.enter(Phase::Activated);
-                self.state
-                    .header()
-                    .worker_pid
-                    .store(worker.pid, Ordering::Relaxed);
-                self.answers_before = self.state.answers();
-                self.probing = None;
-                self.active = Some(worker);
-            }
+            self.activate_standby();
         }
         let serving = self
             .active
@@ -361,6 +374,25 @@ impl Holder {
             self.spawn_standby();
             self.standby_after = now + Duration::from_millis(500);
         }
+    }
+
+    /// Tells the standby to serve.
+    fn activate_standby(&mut self) {
+        if let Some(worker) = self.standby.take() {
+            self.activate(worker);
+        }
+    }
+
+    /// Makes `worker` the one that serves; nobody else does.
+    fn activate(&mut self, mut worker: Worker) {
+        let cause = self.down.map_or(Cause::Killed, |(_, cause)| cause);
+        worker.tell(&Order::Activate(cause));
+        worker.enter(Phase::Activated);
+        let header = self.state.header();
+        header.worker_pid.store(worker.pid, Ordering::Relaxed);
+        self.answers_before = self.state.answers();
+        self.probing = None;
+        self.active = Some(worker);
     }
 
     /// Ends the workers of a dead predecessor; the new worker is ready to continue.
@@ -388,10 +420,8 @@ impl Holder {
             .upgrade
             .take()
             .and_then(upgrade::Upgrade::into_candidate);
-        for worker in [self.active.take(), self.standby.take(), candidate]
-            .into_iter()
-            .flatten()
-        {
+        let others = [self.active.take(), self.standby.take(), candidate];
+        for worker in others.into_iter().flatten().chain(self.leaving.drain(..)) {
             worker.kill_and_wait();
         }
         if let Some(control) = self.control.take() {

@@ -8,25 +8,35 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::{Holder, START_DEADLINE, keep_open};
+use super::{Holder, LONGEST_START, keep_open};
 use crate::HOLDER_COMM;
-use crate::channel::Order;
 use crate::control::answer;
 use crate::image::Image;
-use crate::layout::Cause;
 use crate::log::say;
 use crate::options::Adopt;
 use crate::spawn::{Phase, Worker};
 
-/// A new program must serve within this time after the switch.
-const SERVE_DEADLINE: Duration = Duration::from_secs(5);
-
 /// An upgrade under way.
 pub(super) struct Upgrade {
-    image: Image,
+    target: Target,
     stage: Stage,
     since: Instant,
+}
+
+/// What is wanted, and who waits for the answer.
+struct Target {
+    image: Image,
     client: Option<OwnedFd>,
+}
+
+impl Target {
+    fn enter(self, stage: Stage) -> Upgrade {
+        Upgrade {
+            target: self,
+            stage,
+            since: Instant::now(),
+        }
+    }
 }
 
 enum Stage {
@@ -39,11 +49,13 @@ enum Stage {
 }
 
 impl Upgrade {
-    pub(super) fn deadline(&self) -> Instant {
+    /// When a worker that may take `start` to get ready is late. Nobody waits for one that
+    /// prepares itself; readers wait for one that was told to serve.
+    pub(super) fn deadline(&self, start: Duration) -> Instant {
         self.since
             + match self.stage {
-                Stage::Preparing(_) => START_DEADLINE,
-                Stage::Switching(_) | Stage::Trial => SERVE_DEADLINE,
+                Stage::Preparing(_) => start,
+                Stage::Switching(_) | Stage::Trial => start / 2,
             }
     }
 
@@ -101,36 +113,20 @@ impl Holder {
             Ok(worker) => worker,
             Err(error) => return refuse(error),
         };
-        let stage = Stage::Preparing(worker);
-        self.upgrade = Some(Upgrade {
-            image,
-            stage,
-            since: Instant::now(),
-            client,
-        });
+        self.upgrade = Some(Target { image, client }.enter(Stage::Preparing(worker)));
     }
 
     /// The candidate is ready: end the old worker.
     pub(super) fn switch_to_candidate(&mut self) {
-        let Some(upgrade) = self.upgrade.take() else {
-            return;
-        };
-        let Upgrade {
-            image,
-            stage,
-            client,
+        let Some(Upgrade {
+            target,
+            stage: Stage::Preparing(worker),
             ..
-        } = upgrade;
-        let Stage::Preparing(worker) = stage else {
+        }) = self.upgrade.take()
+        else {
             return;
         };
-        let stage = Stage::Switching(worker);
-        self.upgrade = Some(Upgrade {
-            image,
-            stage,
-            since: Instant::now(),
-            client,
-        });
+        self.upgrade = Some(target.enter(Stage::Switching(worker)));
         match &self.active {
             Some(active) => active.kill(),
             None => self.upgrade_lost_active(),
@@ -139,55 +135,20 @@ impl Holder {
 
     /// The active worker is gone: the candidate takes over, or the trial has failed.
     pub(super) fn upgrade_lost_active(&mut self) {
-        let Some(upgrade) = self.upgrade.take() else {
+        let Some(Upgrade { target, stage, .. }) = self.upgrade.take() else {
             return;
         };
-        let Upgrade {
-            image,
-            stage,
-            client,
-            ..
-        } = upgrade;
         match stage {
-            Stage::Switching(mut worker) => {
-                let cause = self.down.map_or(Cause::Killed, |(_, cause)| cause);
-                worker.tell(&Order::Activate(cause));
-                worker.enter(Phase::Activated);
-                let header = self.state.header();
-                header
-                    .worker_pid
-                    .store(worker.pid, std::sync::atomic::Ordering::Relaxed);
-                self.answers_before = self.state.answers();
-                self.active = Some(worker);
-                let since = Instant::now();
-                self.upgrade = Some(Upgrade {
-                    image,
-                    stage: Stage::Trial,
-                    since,
-                    client,
-                });
+            Stage::Switching(worker) => {
+                self.activate(worker);
+                self.upgrade = Some(target.enter(Stage::Trial));
             }
-            Stage::Trial => {
-                let upgrade = Upgrade {
-                    image,
-                    stage: Stage::Trial,
-                    since: Instant::now(),
-                    client,
-                };
-                report_failure(
-                    upgrade,
-                    "its worker ended before it served; the old program continues",
-                );
-            }
+            Stage::Trial => report_failure(
+                target.enter(stage),
+                "its worker ended before it served; the old program continues",
+            ),
             // The old worker died by itself; its own standby takes over, the upgrade goes on.
-            Stage::Preparing(_) => {
-                self.upgrade = Some(Upgrade {
-                    image,
-                    stage,
-                    since: Instant::now(),
-                    client,
-                });
-            }
+            Stage::Preparing(_) => self.upgrade = Some(target.enter(stage)),
         }
     }
 
@@ -208,19 +169,13 @@ impl Holder {
 
     /// A worker reports that it serves; completes the upgrade if it was on trial.
     pub(super) fn upgrade_serves(&mut self) {
-        let Some(upgrade) = self.upgrade.take() else {
-            return;
-        };
-        let Upgrade {
-            image,
-            stage: Stage::Trial,
-            client,
-            ..
-        } = upgrade
+        let Some(Upgrade { target, .. }) = self
+            .upgrade
+            .take_if(|upgrade| matches!(upgrade.stage, Stage::Trial))
         else {
-            self.upgrade = Some(upgrade);
             return;
         };
+        let Target { image, client } = target;
         self.upgrades += 1;
         say(&format!("upgraded to {}", image.path.display()));
         if let Some(standby) = self.standby.take() {
@@ -283,6 +238,10 @@ impl Holder {
         kept.extend(adopt.workers.iter().map(|(_, channel)| *channel));
         options.adopt = Some(adopt);
         keep_open(&kept, true);
+        // The new program does not know them.
+        for worker in self.leaving.drain(..) {
+            worker.kill_and_wait();
+        }
         let error = Command::new(self.image.exec_path())
             .arg0(HOLDER_COMM)
             .args(options.to_args())
@@ -296,13 +255,15 @@ impl Holder {
         if self
             .upgrade
             .as_ref()
-            .is_none_or(|upgrade| now < upgrade.deadline())
+            .is_none_or(|upgrade| now < upgrade.deadline(self.start_deadline))
         {
             return;
         }
         let Some(upgrade) = self.upgrade.take() else {
             return;
         };
+        // As for other workers: the next attempt gets more time.
+        self.start_deadline = (self.start_deadline * 2).min(LONGEST_START);
         match &upgrade.stage {
             Stage::Preparing(worker) => {
                 worker.kill();
@@ -332,10 +293,10 @@ impl Holder {
 fn report_failure(upgrade: Upgrade, reason: &str) {
     let text = format!(
         "upgrade to {} failed: {reason}",
-        upgrade.image.path.display()
+        upgrade.target.image.path.display()
     );
     say(&text);
-    if let Some(client) = &upgrade.client {
+    if let Some(client) = &upgrade.target.client {
         answer(client, &Err(text));
     }
     if let Some(worker) = upgrade.into_candidate() {

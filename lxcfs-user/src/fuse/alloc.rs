@@ -8,14 +8,28 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// The layout of fuser 0.18's `FuseReadBuf`: 16 MiB and a page, as bytes.
 const BUFFER_BYTES: usize = 16 * 1024 * 1024 + 4096;
 
 static BASE: AtomicUsize = AtomicUsize::new(0);
 static COUNT: AtomicUsize = AtomicUsize::new(0);
-static TAKEN: AtomicUsize = AtomicUsize::new(0);
+static TAKEN: AtomicU32 = AtomicU32::new(0);
+
+/// Wakes who waits for buffers to be taken. Must not allocate.
+fn wake() {
+    // SAFETY: a static; the kernel only compares its address.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            TAKEN.as_ptr(),
+            libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+            1,
+        );
+    }
+}
 
 /// The system's allocator, except for fuser's request buffers. Install it in a binary with
 /// [`install_slot_allocator!`](crate::install_slot_allocator).
@@ -36,7 +50,8 @@ impl SlotAllocator {
         if count == 0 || layout.size() != BUFFER_BYTES || layout.align() > 16 {
             return None;
         }
-        let index = TAKEN.fetch_add(1, Ordering::AcqRel);
+        let index = TAKEN.fetch_add(1, Ordering::AcqRel) as usize;
+        wake();
         // Provenance: the pool is exposed by `reserve`.
         (index < count).then(|| {
             std::ptr::with_exposed_provenance_mut(
@@ -138,7 +153,25 @@ impl Pool {
 
     /// Buffers asked for since [`arm`](Self::arm).
     pub(crate) fn taken() -> usize {
-        TAKEN.load(Ordering::Acquire)
+        TAKEN.load(Ordering::Acquire) as usize
+    }
+
+    /// Waits until more than `taken` buffers were asked for, or `bound` has passed.
+    pub(crate) fn wait_for_more_than(taken: usize, bound: Duration) {
+        let timeout = libc::timespec {
+            tv_sec: bound.as_secs() as libc::time_t,
+            tv_nsec: libc::c_long::from(bound.subsec_nanos()),
+        };
+        // SAFETY: a static and a value that outlives the call. Any error means: look again.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                TAKEN.as_ptr(),
+                libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+                taken as u32,
+                &raw const timeout,
+            );
+        }
     }
 
     /// Where buffer `index` starts.

@@ -185,13 +185,18 @@ impl Session {
             return Ok(());
         }
         let deadline = Instant::now() + START_BOUND;
-        while Pool::taken() < self.loops {
-            if Instant::now() > deadline {
+        loop {
+            let taken = Pool::taken();
+            if taken >= self.loops {
+                break;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Err(ServeError::Assumption(
                     "fuser's loops did not take their buffers from the slots (is the slot allocator installed in this binary? is fuser 0.18.0?)",
                 ));
             }
-            std::thread::sleep(Duration::from_micros(50));
+            Pool::wait_for_more_than(taken, left);
         }
         if Pool::taken() != self.loops {
             return Err(ServeError::Assumption(

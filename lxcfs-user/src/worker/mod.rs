@@ -88,6 +88,8 @@ pub fn run(options: WorkerOptions, engine: Arc<dyn Engine>) -> Result<(), Worker
     let device = take(FUSE_FD, "the FUSE device is missing")?;
     let state = take(STATE_FD, "the state memory is missing")?;
     let channel = Arc::new(take(CHANNEL_FD, "the channel to the holder is missing")?);
+    // The holder takes its end for ours: nothing but our death may close it.
+    std::mem::forget(channel.clone());
     let state = State::open_whole(state).map_err(|source| WorkerError::Inherited {
         what: "the state memory cannot be used",
         source,
@@ -288,7 +290,27 @@ impl Worker {
             .serving_since_nsec
             .store(monotonic_nsec(), Ordering::Relaxed);
         self.report(&Report::Serving { replayed, poisoned });
+        self.calm_down();
         Ok(self)
+    }
+
+    /// Gives up the priority that the holder gave us to start, for all threads so far.
+    fn calm_down(&self) {
+        let Some(nice) = self
+            .state
+            .header()
+            .serving_nice
+            .load(Ordering::Relaxed)
+            .checked_sub(21)
+        else {
+            return;
+        };
+        let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten();
+        let ids = threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        for id in ids {
+            // SAFETY: plain integers. Raising the value needs no privilege.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, id, nice.cast_signed()) };
+        }
     }
 
     fn pass_on(&self, reply: &[u8]) {

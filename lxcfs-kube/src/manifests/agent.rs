@@ -8,6 +8,7 @@
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use lxcfs_common::pod;
 use serde_json::{Value, json};
 
 use super::{ManifestError, Options, labels, meta, pod_labels, selector, typed};
@@ -16,16 +17,6 @@ use super::{ManifestError, Options, labels, meta, pod_labels, selector, typed};
 pub const DAEMON_PORT: u16 = 9100;
 /// Port of the agent's.
 pub const AGENT_PORT: u16 = 9101;
-
-/// What the agent needs to enter containers and mount there; see docs/kubernetes.md.
-const AGENT_CAPABILITIES: [&str; 6] = [
-    "BPF",
-    "DAC_READ_SEARCH",
-    "PERFMON",
-    "SYS_ADMIN",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-];
 
 /// One DaemonSet, everything privileged: works wherever privileged pods are allowed.
 pub fn simple(options: &Options) -> Result<Vec<Value>, ManifestError> {
@@ -57,7 +48,7 @@ pub fn least_privilege(options: &Options) -> Result<Vec<Value>, ManifestError> {
         json!({
             "privileged": false,
             "allowPrivilegeEscalation": false,
-            "capabilities": {"drop": ["ALL"], "add": AGENT_CAPABILITIES},
+            "capabilities": {"drop": ["ALL"], "add": pod::AGENT_CAPABILITIES},
             // The default profile forbids mount(2).
             "appArmorProfile": {"type": "Unconfined"},
             "seccompProfile": {"type": "RuntimeDefault"},

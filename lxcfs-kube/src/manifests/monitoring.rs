@@ -47,8 +47,13 @@ pub fn rules() -> Value {
             "Containers on {{ $labels.instance }} hold dead mounts that were not healed",
         ),
         rule(
-            "LxcfsWorkerRestarts", "changes(lxcfs_workers_started_total[15m]) > 3", "0m", "warning",
+            "LxcfsWorkerRestarts", "increase(lxcfs_worker_deaths_total[15m]) > 3", "0m", "warning",
             "The worker on {{ $labels.instance }} keeps being replaced",
+        ),
+        rule(
+            "LxcfsAttachFails",
+            "rate(lxcfs_attach_failures_total{reason!~\"gone|not-served\"}[15m]) > 0", "15m",
+            "warning", "Containers on {{ $labels.instance }} keep the host's view ({{ $labels.reason }})",
         ),
         rule(
             "LxcfsWebhookCertificateEnds",

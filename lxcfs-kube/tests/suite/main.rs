@@ -8,4 +8,5 @@ mod generated;
 mod manifests;
 mod mutation;
 mod process;
+mod programs;
 mod wire;

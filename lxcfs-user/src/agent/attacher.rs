@@ -50,6 +50,8 @@ struct Counts {
     attached: BTreeMap<(Method, &'static str), u64>,
     heals: BTreeMap<&'static str, u64>,
     skipped: BTreeMap<&'static str, u64>,
+    skipped_files: BTreeMap<&'static str, u64>,
+    failures: BTreeMap<&'static str, u64>,
     /// `None` before the first scan.
     stale: Option<u64>,
 }
@@ -110,8 +112,9 @@ impl Attacher {
                     .iter()
                     .filter(|job| matches!(job.decision, Decision::Attach(_)));
                 let mut counts = self.lock();
-                *counts.attached.entry((method, "not-served")).or_default() +=
-                    unserved.count() as u64;
+                let unserved = unserved.count() as u64;
+                *counts.attached.entry((method, "not-served")).or_default() += unserved;
+                *counts.failures.entry(err.label()).or_default() += unserved;
                 return Err(err);
             }
         };
@@ -192,12 +195,25 @@ impl Attacher {
                 let outcome = if failed { "failed" } else { "ok" };
                 *counts.attached.entry((method, outcome)).or_default() += 1;
             }
+            if failed {
+                let reason = container.reason.unwrap_or("file");
+                *counts.failures.entry(reason).or_default() += 1;
+            }
+            // Neither is a file that every scan leaves alone again.
+            let news = acted || failed || method.is_some_and(|method| method != Method::Scan);
             for step in &container.steps {
-                let healed = match step.outcome {
+                let healed = match &step.outcome {
                     Outcome::Replaced { gapless: true } => "replaced",
                     Outcome::Replaced { gapless: false } => "replaced-with-gap",
                     Outcome::Covered => "covered",
-                    Outcome::Failed { .. } => "failed",
+                    // Where something new was to be attached, that is what failed.
+                    Outcome::Failed { .. } if method.is_none() => "failed",
+                    Outcome::Skipped(skip) if news => {
+                        if let Some(reason) = skip.label() {
+                            *counts.skipped_files.entry(reason).or_default() += 1;
+                        }
+                        continue;
+                    }
                     _ => continue,
                 };
                 *counts.heals.entry(healed).or_default() += 1;
@@ -234,6 +250,12 @@ impl metrics::Source for Attacher {
         }
         for (&reason, &count) in &counts.skipped {
             out.count(metrics::SKIPPED, &[reason], count);
+        }
+        for (&reason, &count) in &counts.skipped_files {
+            out.count(metrics::SKIPPED_FILES, &[reason], count);
+        }
+        for (&reason, &count) in &counts.failures {
+            out.count(metrics::ATTACH_FAILURES, &[reason], count);
         }
         if let Some(stale) = counts.stale {
             out.count(metrics::STALE_MOUNTS, &[], stale);

@@ -8,6 +8,7 @@
 
 pub mod attacher;
 pub mod docker;
+pub mod health;
 pub mod hook;
 pub mod known;
 pub mod nri;

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::attacher::{Attacher, Job, Method};
 use super::docker::{self, DockerOptions, Inspected, News};
+use super::health::{Health, Runtime};
 use super::known::Known;
 use super::nri::views::Views;
 use super::nri::{Session, SessionOptions};
@@ -105,6 +106,7 @@ struct Shared {
     options: AgentOptions,
     attacher: Arc<Attacher>,
     known: Arc<Known>,
+    health: Arc<Health>,
     stop: Stop,
     healed_once: AtomicBool,
 }
@@ -121,9 +123,11 @@ impl Agent {
     /// # Errors
     /// A thread cannot be started.
     pub fn start(options: AgentOptions) -> std::io::Result<Self> {
+        let known: Arc<Known> = Arc::default();
         let shared = Arc::new(Shared {
             attacher: Arc::new(Attacher::new(&options.mountpoint, options.engine.clone())),
-            known: Arc::default(),
+            health: Arc::new(Health::new(Arc::clone(&known))),
+            known,
             stop: Stop::default(),
             healed_once: AtomicBool::new(false),
             options,
@@ -133,9 +137,11 @@ impl Agent {
             threads: Vec::new(),
         };
         if agent.shared.options.nri.is_some() {
+            agent.shared.health.follows(Runtime::Nri);
             agent.spawn("lxcfs-nri", follow_nri)?;
         }
         if agent.shared.options.docker.is_some() {
+            agent.shared.health.follows(Runtime::Docker);
             agent.spawn("lxcfs-docker", follow_docker)?;
         }
         if agent.shared.options.scan_interval.is_some() {
@@ -144,11 +150,19 @@ impl Agent {
         Ok(agent)
     }
 
-    fn spawn(&mut self, name: &str, work: fn(&Shared)) -> std::io::Result<()> {
+    fn spawn(&mut self, name: &'static str, work: fn(&Shared)) -> std::io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new().name(name.to_owned());
-        self.threads.push(thread.spawn(move || work(&shared))?);
+        self.threads.push(thread.spawn(move || {
+            let _noticed = Noticed(&shared, name);
+            work(&shared);
+        })?);
         Ok(())
+    }
+
+    /// What the agent tells about itself.
+    pub fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.shared.health)
     }
 
     /// What attaches, and counts.
@@ -188,6 +202,17 @@ impl Drop for Agent {
     }
 }
 
+/// Notices that a thread ends, also by a panic, while the agent goes on.
+struct Noticed<'a>(&'a Shared, &'static str);
+
+impl Drop for Noticed<'_> {
+    fn drop(&mut self) {
+        if !self.0.stop.is_stopped() {
+            self.0.health.ended(self.1);
+        }
+    }
+}
+
 /// Remembers the last complaint, so that an absent runtime is one line and not one per
 /// attempt.
 #[derive(Default)]
@@ -220,7 +245,10 @@ fn follow_nri(shared: &Shared) {
         shared.known.nri.store(false, Ordering::Relaxed);
         match ended {
             Ok(()) => complaint = Complaint::default(),
-            Err(err) => complaint.say("nri", &err.to_string()),
+            Err(err) => {
+                shared.health.failed(Runtime::Nri, err.label());
+                complaint.say("nri", &err.to_string());
+            }
         }
         if !shared.stop.wait(shared.options.reconnect) {
             return;
@@ -254,7 +282,10 @@ fn follow_docker(shared: &Shared) {
         shared.known.docker.store(false, Ordering::Relaxed);
         match ended {
             Ok(()) => return,
-            Err(err) => complaint.say("docker", &err.to_string()),
+            Err(err) => {
+                shared.health.failed(Runtime::Docker, err.label());
+                complaint.say("docker", &err.to_string());
+            }
         }
         if !shared.stop.wait(shared.options.reconnect) {
             return;
@@ -315,6 +346,7 @@ fn scan(shared: &Shared) {
         return;
     };
     loop {
+        shared.health.beat(Instant::now(), usual);
         match scan_once(shared) {
             Ok(served) => {
                 if served {

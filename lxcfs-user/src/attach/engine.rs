@@ -308,7 +308,7 @@ enum Event {
     Began(usize, Arc<AtomicBool>),
     Done(usize, ContainerReport),
     /// A worker has nothing left to do, or could not start.
-    Left(Option<String>),
+    Left(Option<Why>),
 }
 
 struct Run {
@@ -358,7 +358,7 @@ impl Run {
 
     /// Collects reports until every target has one.
     fn wait(&mut self) -> Vec<ContainerReport> {
-        let mut last_error = String::from("no worker thread could be started");
+        let mut last_error = ("thread", String::from("no worker thread could be started"));
         while self.workers > 0 && self.reports.iter().any(Option::is_none) {
             let deadline = self.shared.engine.options.deadline;
             let next = self.busy.values().map(|(since, _)| *since + deadline).min();
@@ -379,7 +379,7 @@ impl Run {
                 Err(_) => self.give_up_late_ones(deadline),
             }
         }
-        let late = AttachError::Deadline(self.shared.engine.options.deadline).to_string();
+        let late = named(&AttachError::Deadline(self.shared.engine.options.deadline));
         let targets = std::mem::take(&mut self.targets);
         std::mem::take(&mut self.reports)
             .into_iter()
@@ -407,7 +407,7 @@ impl Run {
         for at in late {
             if let Some((since, cancelled)) = self.busy.remove(&at) {
                 cancelled.store(true, Ordering::Relaxed);
-                let why = AttachError::Deadline(deadline).to_string();
+                let why = named(&AttachError::Deadline(deadline));
                 let report = unreached(&self.targets[at], why, since.elapsed());
                 self.reports[at].get_or_insert(report);
             }
@@ -421,12 +421,20 @@ impl Run {
     }
 }
 
-fn unreached(target: &Target, error: String, elapsed: Duration) -> ContainerReport {
+/// A reason as one word and as a sentence.
+type Why = (&'static str, String);
+
+fn named(error: &AttachError) -> Why {
+    (error.label(), error.to_string())
+}
+
+fn unreached(target: &Target, (reason, error): Why, elapsed: Duration) -> ContainerReport {
     ContainerReport {
         pid: target.pid,
         container: target.container.clone(),
         steps: Vec::new(),
         error: Some(error),
+        reason: Some(reason),
         elapsed_usec: usec(elapsed),
     }
 }
@@ -437,7 +445,7 @@ fn work(shared: &Shared, events: &mpsc::Sender<Event>) {
     let tell = |event| drop(events.send(event));
     let visitor = match Visitor::new() {
         Ok(visitor) => visitor,
-        Err(err) => return tell(Event::Left(Some(err.to_string()))),
+        Err(err) => return tell(Event::Left(Some(named(&err)))),
     };
     loop {
         let Some((at, target)) = lock(&shared.queue).pop_front() else {
@@ -458,9 +466,10 @@ fn work(shared: &Shared, events: &mpsc::Sender<Event>) {
                 container: target.container.clone(),
                 steps,
                 error: None,
+                reason: None,
                 elapsed_usec: usec(elapsed),
             },
-            Err(err) => unreached(&target, err.to_string(), elapsed),
+            Err(err) => unreached(&target, named(&err), elapsed),
         };
         tell(Event::Done(at, report));
         if stranded {

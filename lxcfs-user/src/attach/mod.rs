@@ -116,6 +116,24 @@ pub enum AttachError {
 }
 
 impl AttachError {
+    /// The metric's label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "procfs",
+            Self::Call { .. } => "system-call",
+            Self::Mountinfo { .. } => "mountinfo",
+            Self::MountFlood { .. } => "mount-flood",
+            Self::NotServed { .. } => "not-served",
+            Self::Gone { .. } => "gone",
+            Self::HostNamespace { .. } => "host-namespace",
+            Self::UnknownFile { .. } => "unknown-file",
+            Self::UnknownContainer { .. } => "unknown-container",
+            Self::AmbiguousContainer { .. } => "ambiguous-container",
+            Self::Stranded(_) => "stranded",
+            Self::Deadline(_) => "deadline",
+        }
+    }
+
     pub(crate) fn io(
         path: impl Into<std::path::PathBuf>,
         source: impl Into<std::io::Error>,

@@ -101,6 +101,24 @@ pub enum Skip {
     NotServed,
 }
 
+impl Skip {
+    /// The metric's label; `None` where there was nothing to do.
+    pub fn label(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::UpToDate => return None,
+            Self::NotKernelFs { .. } => "not-kernel-fs",
+            Self::OutOfReach => "out-of-reach",
+            Self::UserMount { .. } => "user-mount",
+            Self::OtherInstance { .. } => "other-instance",
+            Self::Unresponsive { .. } => "unresponsive",
+            Self::SharedWithHost { .. } => "shared-with-host",
+            Self::UnknownFile { .. } => "unknown-file",
+            Self::NoSuchFile => "no-such-file",
+            Self::NotServed => "not-served",
+        })
+    }
+}
+
 /// What to do at one path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {

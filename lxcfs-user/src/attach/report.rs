@@ -74,6 +74,8 @@ pub struct ContainerReport {
     pub steps: Vec<StepReport>,
     /// Why nothing or not everything was done.
     pub error: Option<String>,
+    /// The same as one word, see [`AttachError::label`](super::AttachError::label).
+    pub reason: Option<&'static str>,
     /// Time spent on it, in microseconds.
     pub elapsed_usec: u64,
 }

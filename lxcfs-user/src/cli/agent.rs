@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
@@ -15,6 +15,7 @@ use crate::agent::{Agent, AgentOptions, AgentPolicy, Attacher};
 use crate::attach::{EngineOptions, Selection};
 use crate::observe::listener::{self, Access, Endpoints};
 use crate::observe::metrics::{Metrics, Source};
+use crate::observe::sources::{Build, Process};
 use crate::observe::{log, probe::MountProbe};
 
 /// Which runtimes are listened to.
@@ -80,7 +81,10 @@ pub(super) fn agent(args: &AgentArgs, sources: Sources) -> Result<ExitCode> {
         let probe = Arc::new(MountProbe::new(program, args.mount.clone(), PROBE_DEADLINE));
         let attacher: Arc<dyn Source> = agent.attacher();
         let endpoints = Endpoints {
-            live: Box::new(|| Ok(())),
+            live: {
+                let health = agent.health();
+                Box::new(move || health.live(Instant::now()))
+            },
             ready: {
                 let probe = Arc::clone(&probe);
                 Box::new(move || {
@@ -90,7 +94,13 @@ pub(super) fn agent(args: &AgentArgs, sources: Sources) -> Result<ExitCode> {
                         .ok_or_else(|| "containers have not been healed yet".to_owned())
                 })
             },
-            metrics: Metrics::new(vec![attacher, probe]),
+            metrics: Metrics::new(vec![
+                Arc::new(Build),
+                attacher,
+                agent.health(),
+                probe,
+                Arc::new(Process),
+            ]),
             status: Box::new(|| "{}".to_owned()),
         };
         listener::start(vec![(listen.clone(), Access::Public)], Arc::new(endpoints))

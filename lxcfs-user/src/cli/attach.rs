@@ -244,6 +244,7 @@ mod tests {
                         ),
                     ],
                     error: None,
+                    reason: None,
                     elapsed_usec: 900,
                 },
                 ContainerReport {
@@ -251,6 +252,7 @@ mod tests {
                     container: None,
                     steps: Vec::new(),
                     error: Some("process 43 is gone".to_owned()),
+                    reason: Some("gone"),
                     elapsed_usec: 10,
                 },
             ],

@@ -88,7 +88,7 @@ fn run(cli: Cli, arguments: &[OsString]) -> Result<ExitCode> {
         Some(Command::Agent(args)) => agent::agent(&args, agent::Sources::All),
         Some(Command::Nri(args)) => agent::agent(&args, agent::Sources::NriOnly),
         Some(Command::Hook(args)) => agent::hook(&args),
-        Some(Command::Webhook(passed)) => sibling::exec("serve", &passed.arguments),
+        Some(Command::Webhook(passed)) => sibling::exec("webhook", &passed.arguments),
         Some(Command::Manifests(passed)) => sibling::exec("manifests", &passed.arguments),
     }
 }

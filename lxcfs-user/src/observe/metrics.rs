@@ -79,6 +79,14 @@ families! {
         "Dead mounts of ours found in containers, by what became of them.";
     SKIPPED: Counter "lxcfs_skipped_total" ["reason"]
         "Containers left alone, by reason.";
+    SKIPPED_FILES: Counter "lxcfs_skipped_files_total" ["reason"]
+        "Files left alone in containers that were given views, by reason.";
+    ATTACH_FAILURES: Counter "lxcfs_attach_failures_total" ["reason"]
+        "Containers that did not get all they should, by reason.";
+    RUNTIME_CONNECTED: Gauge "lxcfs_runtime_connected" ["runtime"]
+        "1 while the runtime tells of its containers.";
+    RUNTIME_FAILURES: Counter "lxcfs_runtime_failures_total" ["runtime", "reason"]
+        "Times a runtime could not be reached or its connection ended, by reason.";
     STALE_MOUNTS: Gauge "lxcfs_stale_mounts" []
         "Dead mounts of ours seen by the last scan.";
     ANSWERS: Counter "lxcfs_answers_total" []

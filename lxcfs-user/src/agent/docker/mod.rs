@@ -60,6 +60,21 @@ pub enum DockerError {
     EventLoop(#[source] std::io::Error),
 }
 
+impl DockerError {
+    /// The metric's label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Connect { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "absent"
+            }
+            Self::Connect { .. } | Self::EventLoop(_) => "socket",
+            Self::Http { .. } => "protocol",
+            Self::Status { .. } => "refused",
+            Self::Deadline { .. } => "silent",
+        }
+    }
+}
+
 /// Limits of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct DockerOptions {

@@ -32,6 +32,19 @@ pub enum NriError {
     NotConfigured,
 }
 
+impl NriError {
+    /// The metric's label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Socket(err) if err.kind() == std::io::ErrorKind::NotFound => "absent",
+            Self::Socket(_) => "socket",
+            Self::Protocol(_) => "protocol",
+            Self::Refused(_) => "refused",
+            Self::NotConfigured => "silent",
+        }
+    }
+}
+
 /// What is done with containers the runtime tells about. Every method must return soon;
 /// it is given up after the session's bound.
 pub trait Plugin: Send + Sync + 'static {

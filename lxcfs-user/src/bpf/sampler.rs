@@ -34,6 +34,8 @@ struct Shared {
     /// Held while a sample for [`Sampler::fresh`] is taken, so that one serves all who wait.
     refreshing: Mutex<()>,
     failures: std::sync::atomic::AtomicU64,
+    /// Samples accounted.
+    samples: std::sync::atomic::AtomicU64,
 }
 
 /// What is known of one cgroup with everything below it.
@@ -69,6 +71,7 @@ impl Sampler {
             latest: RwLock::default(),
             refreshing: Mutex::new(()),
             failures: Default::default(),
+            samples: Default::default(),
         });
         shared.account(now, first);
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
@@ -128,6 +131,14 @@ impl Sampler {
         let sample = Arc::new(self.shared.collector.sample_tasks()?);
         *write_lock(&self.shared.latest) = Arc::clone(&sample);
         Ok(sample)
+    }
+
+    /// Samples that the averages have taken in; they change with nothing else.
+    #[must_use]
+    pub fn samples(&self) -> u64 {
+        self.shared
+            .samples
+            .load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Samples that failed since the start.
@@ -200,6 +211,8 @@ impl Shared {
             .iter()
             .map(|(cgroup, counts)| (cgroup, counts.active()));
         write_lock(&self.loads).advance(now, active);
+        self.samples
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         *write_lock(&self.latest) = Arc::new(sample);
     }
 

@@ -242,11 +242,14 @@ impl LiveEngine {
             return self.render_now(caller, node, &policy, out);
         };
         let state = self.collector.state(&caller.container);
-        let came = state
-            .cells
-            .answer(file, self.ttl, self.patience, out, |out| {
-                self.render_now(caller, node, &policy, out)
-            });
+        let came = state.cells.answer(
+            file,
+            self.ttl,
+            self.patience,
+            &self.collector.store.recent,
+            out,
+            |out| self.render_now(caller, node, &policy, out),
+        );
         match came {
             Ok(Came::Fresh) => Ok(()),
             Ok(Came::Stale) => {
@@ -276,6 +279,9 @@ impl LiveEngine {
         let inputs = view::inputs(node, policy);
         let snapshot = self.collector.snapshot(caller, inputs, policy)?;
         let state = self.collector.state(&caller.container);
+        if inputs.has(Inputs::CPU_TIME) {
+            self.collector.store.note_change();
+        }
         let mut history = lock(&state.cpu);
         view::render(node, &snapshot, &mut history, policy, out)
     }

@@ -87,6 +87,8 @@ pub(super) fn tick(engine: &LiveEngine) {
     collector.store.drop_answers();
     collector.refresh_facts();
     sample(engine);
+    // What a burst of readers left in the heap goes back to the kernel.
+    crate::host::memory::trim();
 }
 
 fn sample(engine: &LiveEngine) {
@@ -102,9 +104,10 @@ fn sample(engine: &LiveEngine) {
     if containers.is_empty() {
         return;
     }
-    for (container, counts) in containers.iter().zip(sources.tasks.count(&containers)) {
+    for (container, counts) in containers.iter().zip(sources.tasks.recent(&containers)) {
         if let Some(counts) = counts {
             collector.state(container).account(collector.now(), counts);
+            collector.store.note_change();
         }
     }
 }

@@ -2,7 +2,8 @@
 //! milliseconds. Whoever waits for another's answer waits at most for a bound and then
 //! takes an older one, or makes his own.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::store::lock;
@@ -24,6 +25,39 @@ struct Answer {
 #[derive(Debug, Default)]
 pub struct Cells(Mutex<Vec<(u8, Arc<Cell>)>>);
 
+/// Bytes of answers kept for all containers together. An answer is shared for a few
+/// milliseconds; this is far more than is rendered meanwhile.
+const MAX_KEPT: usize = 1 << 20;
+
+/// The answers of all containers in the order of their making, so that a thousand
+/// containers that each read once do not leave a thousand texts behind.
+#[derive(Debug, Default)]
+pub struct Recent(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    answers: VecDeque<(Weak<Cell>, Instant, usize)>,
+    bytes: usize,
+}
+
+impl Recent {
+    /// Notes an answer and lets go of the oldest ones beyond [`MAX_KEPT`].
+    fn keep(&self, cell: &Arc<Cell>, at: Instant, size: usize) {
+        let mut kept = lock(&self.0);
+        kept.answers.push_back((Arc::downgrade(cell), at, size));
+        kept.bytes += size;
+        while kept.bytes > MAX_KEPT
+            && let Some((cell, at, size)) = kept.answers.pop_front()
+        {
+            kept.bytes -= size;
+            if let Some(cell) = cell.upgrade() {
+                // A newer answer has its own place in the row.
+                lock(&cell.state).bytes.take_if(|(_, made)| *made == at);
+            }
+        }
+    }
+}
+
 /// How an answer was come by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Came {
@@ -35,7 +69,8 @@ pub enum Came {
 
 /// Ends a flight, also when rendering panics.
 struct Flight<'a> {
-    cell: &'a Cell,
+    cell: &'a Arc<Cell>,
+    recent: &'a Recent,
     landed: Option<Arc<[u8]>>,
 }
 
@@ -43,11 +78,16 @@ impl Drop for Flight<'_> {
     fn drop(&mut self) {
         let mut answer = lock(&self.cell.state);
         answer.in_flight = false;
-        if let Some(bytes) = self.landed.take() {
-            answer.bytes = Some((bytes, Instant::now()));
-        }
+        let landed = self.landed.take().map(|bytes| {
+            let (at, size) = (Instant::now(), bytes.len());
+            answer.bytes = Some((bytes, at));
+            (at, size)
+        });
         drop(answer);
         self.cell.ready.notify_all();
+        if let Some((at, size)) = landed {
+            self.recent.keep(self.cell, at, size);
+        }
     }
 }
 
@@ -72,6 +112,7 @@ impl Cells {
         file: u8,
         ttl: Duration,
         patience: Duration,
+        recent: &Recent,
         out: &mut Vec<u8>,
         render: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
     ) -> Result<Came, E> {
@@ -109,6 +150,7 @@ impl Cells {
         drop(answer);
         let mut flight = Flight {
             cell: &cell,
+            recent,
             landed: None,
         };
         let start = out.len();
@@ -156,7 +198,7 @@ mod tests {
     fn ask(cells: &Cells, ttl: Duration, patience: Duration, text: &str) -> (Came, String) {
         let mut out = Vec::new();
         let came = cells
-            .answer(0, ttl, patience, &mut out, |out| {
+            .answer(0, ttl, patience, &Recent::default(), &mut out, |out| {
                 out.extend_from_slice(text.as_bytes());
                 Ok::<_, Infallible>(())
             })
@@ -172,7 +214,7 @@ mod tests {
             for _ in 0..16 {
                 scope.spawn(|| {
                     let mut out = b"before ".to_vec();
-                    let came = cells.answer(0, LONG, LONG, &mut out, |out| {
+                    let came = cells.answer(0, LONG, LONG, &Recent::default(), &mut out, |out| {
                         rendered.fetch_add(1, Ordering::SeqCst);
                         std::thread::yield_now();
                         out.extend_from_slice(b"text");
@@ -206,7 +248,7 @@ mod tests {
             let cells = &cells;
             scope.spawn(move || {
                 let mut out = Vec::new();
-                let _ = cells.answer(0, NONE, NONE, &mut out, |_| {
+                let _ = cells.answer(0, NONE, NONE, &Recent::default(), &mut out, |_| {
                     started.send(()).unwrap();
                     wait_release.recv().unwrap();
                     Ok::<_, Infallible>(())
@@ -216,7 +258,9 @@ mod tests {
             assert_eq!(ask(cells, NONE, NONE, "mine"), (Came::Stale, "old".into()));
             // Another file is not held up at all.
             let mut out = Vec::new();
-            let came = cells.answer(1, NONE, NONE, &mut out, |_| Ok::<_, Infallible>(()));
+            let came = cells.answer(1, NONE, NONE, &Recent::default(), &mut out, |_| {
+                Ok::<_, Infallible>(())
+            });
             assert_eq!(came, Ok(Came::Fresh));
             release.send(()).unwrap();
         });
@@ -226,15 +270,42 @@ mod tests {
     fn an_error_or_a_panic_leaves_the_file_answerable() {
         let cells = Cells::default();
         let mut out = Vec::new();
-        assert_eq!(cells.answer(0, LONG, LONG, &mut out, |_| Err(7)), Err(7));
+        assert_eq!(
+            cells.answer(0, LONG, LONG, &Recent::default(), &mut out, |_| Err(7)),
+            Err(7)
+        );
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let mut out = Vec::new();
-            let _ = cells.answer(0, LONG, LONG, &mut out, |_| -> Result<(), ()> {
-                panic!("rendering failed")
-            });
+            let _ = cells.answer(
+                0,
+                LONG,
+                LONG,
+                &Recent::default(),
+                &mut out,
+                |_| -> Result<(), ()> { panic!("rendering failed") },
+            );
         }));
         assert!(panicked.is_err());
         assert_eq!(ask(&cells, LONG, LONG, "fine").1, "fine");
         assert_eq!(cells.last(0).as_deref(), Some(b"fine".as_slice()));
+    }
+
+    #[test]
+    fn the_answers_kept_are_bounded_over_all_containers() {
+        let recent = Recent::default();
+        let containers: Vec<Cells> = (0..100).map(|_| Cells::default()).collect();
+        let text = vec![b'x'; MAX_KEPT / 10];
+        for cells in &containers {
+            let mut out = Vec::new();
+            let came = cells.answer(0, LONG, LONG, &recent, &mut out, |out| {
+                out.extend_from_slice(&text);
+                Ok::<_, Infallible>(())
+            });
+            assert_eq!(came, Ok(Came::Fresh));
+            assert_eq!(out.len(), text.len());
+        }
+        let kept = containers.iter().filter(|cells| cells.last(0).is_some());
+        assert_eq!(kept.count(), 10);
+        assert!(containers[99].last(0).is_some(), "the newest stays");
     }
 }

@@ -11,7 +11,7 @@ use crate::history::loadavg::LoadAverage;
 use crate::snapshot::Origin;
 use crate::units::Nsec;
 
-use super::single_flight::Cells;
+use super::single_flight::{Cells, Recent};
 use super::source::TaskCounts;
 
 /// Containers remembered at most; beyond, those that were read the longest ago go.
@@ -104,13 +104,19 @@ pub struct Saved {
 
 /// Every container's memory.
 #[derive(Debug, Default)]
-pub struct Store(Mutex<HashMap<CgroupKey, Arc<State>>>);
+pub struct Store {
+    states: Mutex<HashMap<CgroupKey, Arc<State>>>,
+    /// Bounds the rendered answers of all.
+    pub recent: Recent,
+    /// Readings and samples that changed what is saved.
+    changes: AtomicU64,
+}
 
 impl Store {
     /// The memory of one container, made at first sight.
     #[must_use]
     pub fn state(&self, key: CgroupKey, now: Nsec) -> Arc<State> {
-        let mut states = lock(&self.0);
+        let mut states = lock(&self.states);
         if states.len() >= MAX_STATES && !states.contains_key(&key) {
             forget_oldest(&mut states);
         }
@@ -119,9 +125,20 @@ impl Store {
         state.clone()
     }
 
+    /// Notes that some container's history or load has moved on.
+    pub fn note_change(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Changes noted so far: while it stands still, [`Self::save`] gives the same.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
     /// Lets go of containers whose cgroup is gone.
     pub fn forget(&self, gone: &[CgroupKey]) {
-        let mut states = lock(&self.0);
+        let mut states = lock(&self.states);
         for key in gone {
             states.remove(key);
         }
@@ -129,20 +146,20 @@ impl Store {
 
     /// Lets go of rendered answers that nobody can be waiting for.
     pub fn drop_answers(&self) {
-        let states: Vec<_> = lock(&self.0).values().cloned().collect();
+        let states: Vec<_> = lock(&self.states).values().cloned().collect();
         states.iter().for_each(|state| state.cells.drop_stale());
     }
 
     /// Lets go of every rendered answer: the policy has changed.
     pub fn drop_all_answers(&self) {
-        let states: Vec<_> = lock(&self.0).values().cloned().collect();
+        let states: Vec<_> = lock(&self.states).values().cloned().collect();
         states.iter().for_each(|state| state.cells.clear());
     }
 
     /// How many containers are remembered.
     #[must_use]
     pub fn len(&self) -> usize {
-        lock(&self.0).len()
+        lock(&self.states).len()
     }
 
     /// Whether none is.
@@ -154,7 +171,7 @@ impl Store {
     /// Everything a successor needs so that no counter goes back.
     #[must_use]
     pub fn save(&self) -> Vec<Saved> {
-        let states: Vec<_> = lock(&self.0)
+        let states: Vec<_> = lock(&self.states)
             .iter()
             .map(|(key, state)| (*key, state.clone()))
             .collect();

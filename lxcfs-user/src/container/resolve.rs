@@ -573,16 +573,23 @@ impl Resolver {
     }
 
     /// Lets go of callers of removed cgroups, and of namespaces held for processes of the
-    /// host only.
+    /// host only. Those of the containers still tracked have just been seen alive.
     fn forget_callers(&self) {
-        let known: Vec<_> = lock(&self.callers)
+        let tracked = |container: &Arc<Container>| {
+            lock(&self.containers)
+                .get(&container.key)
+                .is_some_and(|known| Arc::ptr_eq(known, container))
+        };
+        let untracked: Vec<_> = lock(&self.callers)
             .iter()
             .filter_map(|(key, known)| match &known.view {
-                View::Container(caller) => Some((key.clone(), caller.container.clone())),
-                View::Host => None,
+                View::Container(caller) if !tracked(&caller.container) => {
+                    Some((key.clone(), caller.container.clone()))
+                }
+                _ => None,
             })
             .collect();
-        let gone: Vec<_> = known
+        let gone: Vec<_> = untracked
             .into_iter()
             .filter(|(_, container)| !container.is_alive())
             .map(|(key, _)| key)

@@ -99,6 +99,30 @@ impl Tasks {
         }
     }
 
+    fn counts(
+        &self,
+        sample: &TaskSample,
+        containers: &[Arc<Container>],
+    ) -> Vec<Option<TaskCounts>> {
+        containers
+            .iter()
+            .map(|container| {
+                let Some(id) = self.id(container) else {
+                    return self.fallback.count(std::slice::from_ref(container)).pop()?;
+                };
+                let counts = sample.counts(id);
+                Some(TaskCounts {
+                    running: counts.running,
+                    uninterruptible: counts.uninterruptible,
+                    threads: counts.threads,
+                    forks: None,
+                    newest_pid: counts.last_pid.map(|last| last.pid),
+                    avenrun: self.sampler.get().map(|sampler| sampler.state(id).avenrun),
+                })
+            })
+            .collect()
+    }
+
     /// The container's id in a hierarchy that is counted and that tells it apart.
     fn id(&self, container: &Container) -> Option<CgroupId> {
         if let Some(dir) = container.v2_dir().filter(|dir| !dir.is_root()) {
@@ -122,26 +146,17 @@ impl TaskSource for Tasks {
     }
 
     fn count(&self, containers: &[Arc<Container>]) -> Vec<Option<TaskCounts>> {
-        let Some(sample) = self.sample() else {
-            return self.fallback.count(containers);
-        };
-        containers
-            .iter()
-            .map(|container| {
-                let Some(id) = self.id(container) else {
-                    return self.fallback.count(std::slice::from_ref(container)).pop()?;
-                };
-                let counts = sample.counts(id);
-                Some(TaskCounts {
-                    running: counts.running,
-                    uninterruptible: counts.uninterruptible,
-                    threads: counts.threads,
-                    forks: None,
-                    newest_pid: counts.last_pid.map(|last| last.pid),
-                    avenrun: self.sampler.get().map(|sampler| sampler.state(id).avenrun),
-                })
-            })
-            .collect()
+        match self.sample() {
+            Some(sample) => self.counts(&sample, containers),
+            None => self.fallback.count(containers),
+        }
+    }
+
+    fn recent(&self, containers: &[Arc<Container>]) -> Vec<Option<TaskCounts>> {
+        match self.sampler.get() {
+            Some(sampler) => self.counts(&sampler.latest(), containers),
+            None => self.count(containers),
+        }
     }
 }
 

@@ -88,8 +88,11 @@ pub fn live_options(config: &Config) -> LiveOptions {
 /// When it cannot start; the connection is untouched then.
 pub fn run(config: &Config) -> Result<()> {
     let started = Instant::now();
+    crate::host::memory::configure();
     log::start(config.log_level, config.log_format);
     let parts = Arc::new(Parts::new(&live_options(config), config.ebpf)?);
+    // Loading eBPF needs megabytes for a moment; a standby may wait for days after it.
+    crate::host::memory::trim();
     let requests = Arc::new(Requests::default());
     let engine: Arc<dyn Engine> = Arc::new(Observed::new(
         Arc::clone(&parts.engine),
@@ -195,9 +198,14 @@ fn activate(
         .stack_size(256 * 1024)
         .spawn(move || {
             let _sampler = sampler;
+            let mut saved = None;
             loop {
                 std::thread::sleep(SAVE_EVERY);
-                save(&saving, &store);
+                let changes = changes(&saving);
+                if saved != Some(changes) {
+                    save(&saving, &store);
+                    saved = Some(changes);
+                }
             }
         })
         .context("cannot start the thread that saves")?;
@@ -205,6 +213,15 @@ fn activate(
         heal(attacher);
     }
     Ok(())
+}
+
+/// Counts that stand still while there is nothing new to save.
+fn changes(parts: &Parts) -> [u64; 2] {
+    let sampler = parts.tasks.as_ref().and_then(|(tasks, _)| tasks.sampler());
+    [
+        parts.engine.collector().store.changes(),
+        sampler.map_or(0, Sampler::samples),
+    ]
 }
 
 fn save(parts: &Parts, store: &HistoryStore) {

@@ -12,11 +12,12 @@ use lxcfs_common::catalogue::FileId;
 use lxcfs_holder::layout::{RegionId, State};
 
 use crate::engine::Caller;
+use crate::history::checksum;
 use crate::vfs::Arena;
 use crate::vfs::psi::{MAX_PATH, MAX_TEXT, MAX_TRIGGERS, Record, TriggerJournal};
 
 const OPENS_VERSION: u32 = 1;
-const HISTORY_VERSION: u32 = 1;
+const HISTORY_VERSION: u32 = 2;
 const TRIGGERS_VERSION: u32 = 1;
 
 /// Empties the regions that another version of this program wrote. No other worker may run.
@@ -151,13 +152,6 @@ impl HistoryStore {
         head.generation.store(newest + 1, Ordering::Release);
         true
     }
-}
-
-/// FNV-1a: finds torn writes, which is all it is for.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 /// One place of the trigger journal.

@@ -110,8 +110,10 @@ impl Vfs {
         tree::attr(node, self.engine.possible_cpus().len())
     }
 
+    /// A file that was looked up before, and so existed: asking the machine again would cost
+    /// every read a path walk. One that is gone since is found out by rendering it.
     fn file(&self, ino: Ino) -> Result<Node, Errno> {
-        let node = self.node(ino)?;
+        let node = catalogue::node(ino).ok_or(Refusal::NotFound)?;
         if tree::is_dir(node) {
             Err(Refusal::IsADirectory.into())
         } else {
@@ -148,6 +150,10 @@ impl Vfs {
     /// EACCES for writing anything but a pressure file, EISDIR, ENOENT.
     pub fn open(&self, ino: Ino, flags: i32) -> Result<u64, Errno> {
         let node = self.file(ino)?;
+        // The files of a CPU come and go with it.
+        if !matches!(node, Node::Fixed(_)) {
+            self.node(ino)?;
+        }
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
         if writes && pressure_file(node).is_none() {
             return Err(Refusal::ReadOnlyFile.into());

@@ -68,7 +68,7 @@ _lxcfs() {
 
     case "${cmd}" in
         lxcfs)
-            opts="-v -p -u -d -f -l -s -o -h --version --config --runtime-dir --pidfile --nonempty --no-heal --cache-ttl-ms --threads --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --memory-high --no-ebpf --log-level --log-format --metrics --debug --foreground --enable-loadavg --enable-cfs --enable-pidfd --enable-cgroup --enable-psi-poll --help show attach detach heal doctor status log-level probe agent nri hook upgrade worker webhook manifests"
+            opts="-v -p -u -d -f -l -s -o -h --version --config --runtime-dir --pidfile --nonempty --no-heal --cache-ttl-ms --threads --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --disable --memory-high --no-ebpf --log-level --log-format --metrics --debug --foreground --enable-loadavg --enable-cfs --enable-pidfd --enable-cgroup --enable-psi-poll --help show attach detach heal doctor status log-level probe agent nri hook upgrade worker webhook manifests"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -144,6 +144,10 @@ _lxcfs() {
                     ;;
                 --boundary)
                     COMPREPLY=($(compgen -W "auto cgroupns runtime pidns caller" -- "${cur}"))
+                    return 0
+                    ;;
+                --disable)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --memory-high)
@@ -518,7 +522,7 @@ _lxcfs() {
             return 0
             ;;
         lxcfs__subcmd__show)
-            opts="-u -h --pid --cgroup --explain --json --config --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --memory-high --no-ebpf --help"
+            opts="-u -h --pid --cgroup --explain --json --config --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --disable --memory-high --no-ebpf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -574,6 +578,10 @@ _lxcfs() {
                     ;;
                 --boundary)
                     COMPREPLY=($(compgen -W "auto cgroupns runtime pidns caller" -- "${cur}"))
+                    return 0
+                    ;;
+                --disable)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --memory-high)
@@ -642,7 +650,7 @@ _lxcfs() {
             return 0
             ;;
         lxcfs__subcmd__worker)
-            opts="-v -p -u -d -f -l -s -o -h --base-dir --version --config --runtime-dir --pidfile --nonempty --no-heal --cache-ttl-ms --threads --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --memory-high --no-ebpf --log-level --log-format --metrics --debug --foreground --enable-loadavg --enable-cfs --enable-pidfd --enable-cgroup --enable-psi-poll --help"
+            opts="-v -p -u -d -f -l -s -o -h --base-dir --version --config --runtime-dir --pidfile --nonempty --no-heal --cache-ttl-ms --threads --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --disable --memory-high --no-ebpf --log-level --log-format --metrics --debug --foreground --enable-loadavg --enable-cfs --enable-pidfd --enable-cgroup --enable-psi-poll --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -722,6 +730,10 @@ _lxcfs() {
                     ;;
                 --boundary)
                     COMPREPLY=($(compgen -W "auto cgroupns runtime pidns caller" -- "${cur}"))
+                    return 0
+                    ;;
+                --disable)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --memory-high)

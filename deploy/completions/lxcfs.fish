@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_lxcfs_global_optspecs
-    string join \n v/version config= runtime-dir= p/pidfile= nonempty= no-heal= cache-ttl-ms= threads= u/disable-swap= disable-zswap= no-loadavg= no-uptime= no-cpu-view= no-psi-poll= cpus= cpu-numbering= boundary= memory-high= no-ebpf= log-level= log-format= metrics= d/debug f/foreground l/enable-loadavg enable-cfs enable-pidfd enable-cgroup enable-psi-poll s o= h/help
+    string join \n v/version config= runtime-dir= p/pidfile= nonempty= no-heal= cache-ttl-ms= threads= u/disable-swap= disable-zswap= no-loadavg= no-uptime= no-cpu-view= no-psi-poll= cpus= cpu-numbering= boundary= disable= memory-high= no-ebpf= log-level= log-format= metrics= d/debug f/foreground l/enable-loadavg enable-cfs enable-pidfd enable-cgroup enable-psi-poll s o= h/help
 end
 
 function __fish_lxcfs_needs_command
@@ -55,6 +55,7 @@ cgroupns\t'only the cgroup namespace decides'
 runtime\t'only the runtime\'s naming decides'
 pidns\t'only the PID namespace decides'
 caller\t'the caller\'s own cgroup, whatever it is'"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l disable -d 'Do not serve these files, e.g. slabinfo,pressure,cpu: containers see the host\'s' -r
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -l memory-high -d 'Let memory.high count as a limit' -r -f -a "true\t''
 false\t''"
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -l no-ebpf -d 'Collect from cgroup files alone' -r -f -a "true\t''
@@ -118,6 +119,7 @@ cgroupns\t'only the cgroup namespace decides'
 runtime\t'only the runtime\'s naming decides'
 pidns\t'only the PID namespace decides'
 caller\t'the caller\'s own cgroup, whatever it is'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l disable -d 'Do not serve these files, e.g. slabinfo,pressure,cpu: containers see the host\'s' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l memory-high -d 'Let memory.high count as a limit' -r -f -a "true\t''
 false\t''"
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand show" -l no-ebpf -d 'Collect from cgroup files alone' -r -f -a "true\t''
@@ -252,6 +254,7 @@ cgroupns\t'only the cgroup namespace decides'
 runtime\t'only the runtime\'s naming decides'
 pidns\t'only the PID namespace decides'
 caller\t'the caller\'s own cgroup, whatever it is'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l disable -d 'Do not serve these files, e.g. slabinfo,pressure,cpu: containers see the host\'s' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l memory-high -d 'Let memory.high count as a limit' -r -f -a "true\t''
 false\t''"
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l no-ebpf -d 'Collect from cgroup files alone' -r -f -a "true\t''

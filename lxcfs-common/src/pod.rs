@@ -164,6 +164,24 @@ impl<'a> Selection<'a> {
     }
 }
 
+/// Whether the daemon's `--disable` list switches an entry off: it, or a tree it is in.
+pub fn switched_off(list: &str, entry: &Entry) -> bool {
+    CATALOGUE
+        .iter()
+        .filter(|other| Selection(list).picks_entry(false, other))
+        .any(|other| {
+            let rest = entry.path.strip_prefix(other.path);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+}
+
+/// The first word of a `--disable` list that names no file: there are no signs in it.
+pub fn not_to_switch_off(list: &str) -> Option<&str> {
+    Selection(list)
+        .words()
+        .find(|word| !CATALOGUE.iter().any(|entry| names_entry(word, entry)))
+}
+
 fn names_entry(word: &str, entry: &Entry) -> bool {
     let word = word.trim_start_matches('/');
     if !attachable(entry) {
@@ -257,6 +275,29 @@ mod tests {
         assert!(narrowed("sys/devices/system/cpu/online") && !narrowed("sys/devices/system/cpu"));
         assert!(!picked("none")("proc/meminfo"));
         assert!(picked("pressure")("proc/pressure/memory"));
+    }
+
+    #[test]
+    fn a_tree_is_switched_off_with_all_that_is_in_it() {
+        let off = |list, path| switched_off(list, by_path(path).unwrap());
+        assert!(off("meminfo,pressure", "proc/meminfo"));
+        assert!(off("meminfo,pressure", "proc/pressure/io"));
+        assert!(!off("meminfo,pressure", "proc/stat") && !off("", "proc/meminfo"));
+        assert!(off("cpu", "sys/devices/system/cpu"));
+        assert!(off(
+            "/sys/devices/system/cpu",
+            "sys/devices/system/cpu/online"
+        ));
+        assert!(!off("cpu", "proc/cpuinfo") && !off("cpu", "sys/devices/system"));
+        assert!(!off("cpu/online", "sys/devices/system/cpu"));
+        for (list, wrong) in [
+            ("stat, default", Some("default")),
+            ("-stat", Some("-stat")),
+            ("none", Some("none")),
+            ("meminfo,pressure,cpu/online,node", None),
+        ] {
+            assert_eq!(not_to_switch_off(list), wrong);
+        }
     }
 
     #[test]

@@ -134,6 +134,9 @@ pub struct ConfigArgs {
         value_name = "SELECTION"
     )]
     pub files: String,
+    /// Files that the daemons do not serve (lxcfs --disable), whatever a pod asks for
+    #[arg(long, default_value = "", value_name = "LIST")]
+    pub disable: String,
     /// A namespace that is never touched; may be repeated
     #[arg(
         long = "exclude-namespace",
@@ -181,6 +184,7 @@ impl ConfigArgs {
                 RuntimeArg::Crun => Runtime::Crun,
             },
             files: self.files.clone(),
+            disable: self.disable.clone(),
             excluded_namespaces: self.exclude_namespaces.clone(),
             excluded_runtime_classes: self.exclude_runtime_classes.clone(),
             idmapped_mounts: self.idmapped_mounts,

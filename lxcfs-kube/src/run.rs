@@ -84,6 +84,9 @@ fn check(args: &ConfigArgs) -> anyhow::Result<()> {
             args.mountpoint
         );
     }
+    if let Some(word) = lxcfs_common::pod::not_to_switch_off(&args.disable) {
+        bail!("--disable: no file is called {word:?}; see docs/virtual-files.md for the names");
+    }
     if let Some(word) = lxcfs_common::pod::Selection(&args.files)
         .unknown_files()
         .next()

@@ -9,10 +9,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lxcfs_common::catalogue::CATALOGUE;
+use lxcfs_common::pod;
 use serde::Deserialize;
 use serde::de::Error as _;
 
-use crate::policy::{BoundaryPolicy, CpuNumbering, CpuPolicy, Named, ViewPolicy};
+use crate::policy::{BoundaryPolicy, CpuNumbering, CpuPolicy, FilesOff, Named, ViewPolicy};
 
 /// Where the configuration is looked for when `--config` does not say.
 pub const DEFAULT_FILE: &str = "/etc/lxcfs/lxcfs.toml";
@@ -139,6 +141,8 @@ pub struct Settings {
     /// `--boundary`
     #[serde(default, deserialize_with = "named")]
     pub boundary: Option<BoundaryPolicy>,
+    /// `--disable`: a comma list
+    pub disable: Option<String>,
     /// `--memory-high`
     pub memory_high: Option<bool>,
     /// `--no-ebpf`
@@ -274,6 +278,7 @@ impl Settings {
             no_psi_poll: self.no_psi_poll.or(lower.no_psi_poll),
             cpu_numbering: self.cpu_numbering.or(lower.cpu_numbering),
             boundary: self.boundary.or(lower.boundary),
+            disable: self.disable.or(lower.disable),
             memory_high: self.memory_high.or(lower.memory_high),
             no_ebpf: self.no_ebpf.or(lower.no_ebpf),
             no_heal: self.no_heal.or(lower.no_heal),
@@ -289,7 +294,8 @@ impl Settings {
     /// The view policy alone: what `lxcfs show` needs.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] when two settings contradict each other.
+    /// [`ConfigError::Value`] when two settings contradict each other, or a file that shall
+    /// be switched off is none.
     pub fn views(&self) -> Result<ViewPolicy, ConfigError> {
         let cpus = match (self.cpus, self.no_cpu_view.unwrap_or(false)) {
             (None | Some(CpuPolicy::Cpuset), true) => CpuPolicy::Cpuset,
@@ -314,6 +320,21 @@ impl Settings {
                     .to_owned(),
             });
         }
+        let disable = self.disable.as_deref().unwrap_or_default();
+        if let Some(word) = pod::not_to_switch_off(disable) {
+            let names: Vec<_> = CATALOGUE
+                .iter()
+                .filter(|entry| pod::attachable(entry))
+                .map(pod::file_name)
+                .collect();
+            return Err(ConfigError::Value {
+                setting: "--disable",
+                problem: format!(
+                    "no virtual file is called {word:?}; known: pressure, {}",
+                    names.join(", ")
+                ),
+            });
+        }
         Ok(ViewPolicy {
             cpus,
             cpu_numbering,
@@ -324,6 +345,7 @@ impl Settings {
             uptime: !self.no_uptime.unwrap_or(false),
             psi_triggers: !self.no_psi_poll.unwrap_or(false),
             boundary: self.boundary.unwrap_or_default(),
+            off: FilesOff::from_list(disable),
         })
     }
 }

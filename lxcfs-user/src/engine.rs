@@ -86,6 +86,10 @@ pub trait Engine: Send + Sync {
     /// the kernel does not know, is neither listed nor found.
     fn exists(&self, node: Node) -> bool;
 
+    /// Whether `node` can be found and is listed: not what the operator switched off. Who has
+    /// it already, bound into a container, goes on reading: the host's text.
+    fn is_offered(&self, node: Node) -> bool;
+
     /// Opens the caller's own cgroup pressure file for a trigger.
     ///
     /// # Errors

@@ -1,5 +1,8 @@
 //! What the operator chose to show; the defaults are the project's recommendation.
 
+use lxcfs_common::catalogue::{CATALOGUE, Entry, Node};
+use lxcfs_common::pod;
+
 /// A choice with names: one table serves the command line, the configuration file, the
 /// errors and the manual.
 pub trait Named: Copy + Default + PartialEq + 'static {
@@ -112,6 +115,39 @@ pub enum BoundaryPolicy {
     Caller,
 }
 
+/// Files switched off, as bits by their place in the catalogue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FilesOff(u64);
+
+const _: () = assert!(CATALOGUE.len() <= 64, "one bit for each entry");
+
+impl FilesOff {
+    /// Those that a list of `--disable` names; words that name nothing do nothing.
+    #[must_use]
+    pub fn from_list(list: &str) -> Self {
+        Self((0..CATALOGUE.len()).fold(0, |bits, at| {
+            bits | u64::from(pod::switched_off(list, &CATALOGUE[at])) << at
+        }))
+    }
+
+    /// Whether `node` is switched off, or the tree it is in.
+    #[must_use]
+    pub fn has(self, node: Node) -> bool {
+        if self.0 == 0 {
+            return false;
+        }
+        let is_same = |entry: &Entry| match node {
+            Node::Fixed(of) => entry.ino == of.ino,
+            Node::Cpu(..) => entry.path == "sys/devices/system/cpu",
+            Node::Numa(..) => entry.path == "sys/devices/system/node",
+        };
+        CATALOGUE
+            .iter()
+            .position(is_same)
+            .is_some_and(|at| self.0 >> at & 1 == 1)
+    }
+}
+
 /// All choices that change what a view shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ViewPolicy {
@@ -133,6 +169,8 @@ pub struct ViewPolicy {
     pub psi_triggers: bool,
     /// Which cgroup is the container.
     pub boundary: BoundaryPolicy,
+    /// Files that are not served (`--disable`).
+    pub off: FilesOff,
 }
 
 impl Default for ViewPolicy {
@@ -147,6 +185,7 @@ impl Default for ViewPolicy {
             uptime: true,
             psi_triggers: true,
             boundary: BoundaryPolicy::default(),
+            off: FilesOff::default(),
         }
     }
 }

@@ -161,6 +161,10 @@ impl Engine for Fixture {
         !matches!(node, Node::Fixed(entry) if entry.kind == Kind::File(FileId::PressureIrq))
     }
 
+    fn is_offered(&self, _node: Node) -> bool {
+        true
+    }
+
     fn open_pressure(&self, _caller: Caller, id: FileId) -> Result<OwnedFd, AnswerError> {
         let path = match id {
             FileId::PressureCpu => "/proc/pressure/cpu",

@@ -352,6 +352,65 @@ fn show_prints_what_the_container_reads_and_explain_says_why() {
 }
 
 #[test]
+fn a_file_that_is_switched_off_is_neither_served_nor_attached() {
+    let daemon = Lxcfs::start(&["--disable", "loadavg,pressure,cpu"]);
+    let listed = |path: &str| -> Vec<String> {
+        let entries = fs::read_dir(daemon.file(path)).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    };
+    for gone in [
+        "proc/loadavg",
+        "proc/pressure/cpu",
+        "sys/devices/system/cpu",
+    ] {
+        let error = fs::metadata(daemon.file(gone)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{gone}");
+    }
+    assert!(!listed("proc").contains(&"loadavg".to_owned()));
+    assert!(listed("proc").contains(&"uptime".to_owned()));
+    assert_eq!(listed("sys/devices/system"), ["node"]);
+
+    let cgroup = TestCgroup::new("cli-disable");
+    cgroup.limit_memory(96 << 20);
+    let shape = Shape {
+        files: Vec::new(),
+        ..Shape::default()
+    };
+    let container = Container::start(&cgroup, &daemon.mountpoint(), &shape);
+    let pid = format!("--pid={}", container.init_pid());
+    let mount = format!("--mount={}", daemon.mountpoint().display());
+    let attached = lxcfs(&["attach", &pid, &mount, "--verbose"]);
+    assert!(attached.status.success(), "{}", stderr(&attached));
+    let mounts = container.read("/proc/self/mountinfo");
+    let has = |path: &str| {
+        mounts
+            .lines()
+            .any(|line| line.contains(&format!(" {path} ")))
+    };
+    assert!(has("/proc/meminfo") && has("/proc/uptime"), "{mounts}");
+    for not in [
+        "/proc/loadavg",
+        "/proc/pressure/cpu",
+        "/sys/devices/system/cpu",
+    ] {
+        assert!(!has(not), "{mounts}");
+    }
+    assert!(container.read("/proc/meminfo").contains("  98304 kB"));
+    // What is bound from before the switch goes on: it is the host's from then on.
+    let swaps = stdout(&lxcfs(&["show", &pid, "--disable=vmstat", "vmstat"]));
+    let host = fs::read_to_string("/proc/vmstat").unwrap();
+    assert_eq!(swaps.lines().count(), host.lines().count());
+    drop(container);
+    daemon.stop();
+    refuses(
+        &["--disable", "loadavgs", "/mnt"],
+        &["--disable", "loadavgs", "loadavg, "],
+    );
+}
+
+#[test]
 fn the_running_daemon_answers_status_probe_log_level_and_metrics() {
     let daemon = Lxcfs::start(&["--log-level", "info"]);
     let runtime = runtime(&daemon);

@@ -135,17 +135,14 @@ fn pod_spec(
 
 /// Serves the mount; holder and workers are its children.
 fn daemon(options: &Options) -> Result<Value, ManifestError> {
-    let mut container = container(
-        options,
-        "daemon",
-        &[
-            "lxcfs",
-            &format!("--metrics=0.0.0.0:{DAEMON_PORT}"),
-            &options.config.mountpoint,
-        ],
-        DAEMON_PORT,
-        ("100m", "64Mi"),
-    );
+    let metrics = format!("--metrics=0.0.0.0:{DAEMON_PORT}");
+    let disable = format!("--disable={}", options.config.disable);
+    let mut command = vec!["lxcfs", metrics.as_str()];
+    if !options.config.disable.is_empty() {
+        command.push(&disable);
+    }
+    command.push(&options.config.mountpoint);
+    let mut container = container(options, "daemon", &command, DAEMON_PORT, ("100m", "64Mi"));
     container["restartPolicy"] = "Always".into();
     // Opening /dev/fuse and propagating a mount to the node are for privileged containers.
     container["securityContext"] = json!({"privileged": true, "readOnlyRootFilesystem": true});

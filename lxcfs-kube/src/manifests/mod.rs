@@ -99,6 +99,9 @@ impl Options {
         if !config.files.is_empty() {
             arguments.push(format!("--files={}", config.files));
         }
+        if !config.disable.is_empty() {
+            arguments.push(format!("--disable={}", config.disable));
+        }
         if config.idmapped_mounts {
             arguments.push("--idmapped-mounts".to_owned());
         }

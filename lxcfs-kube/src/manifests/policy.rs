@@ -351,6 +351,7 @@ fn files(options: &Options) -> String {
     let entries: Vec<String> = CATALOGUE
         .iter()
         .filter(|entry| pod::attachable(entry))
+        .filter(|entry| !pod::switched_off(&options.config.disable, entry))
         .map(|entry| {
             let fields = [
                 ("name", pod::file_name(entry).to_owned()),

@@ -114,6 +114,7 @@ pub struct Container<'a> {
     /// Its raw block devices, which also take a path.
     pub devices: &'a [VolumeDevice],
     default: &'a str,
+    disable: &'a str,
     own: Option<Selection<'a>>,
 }
 
@@ -132,7 +133,7 @@ impl Container<'_> {
         let mut trees: Vec<&str> = Vec::new();
         CATALOGUE
             .iter()
-            .filter(move |entry| picks(entry))
+            .filter(move |entry| picks(entry) && !pod::switched_off(self.disable, entry))
             .filter(move |entry| {
                 let below = |tree: &&str| {
                     let rest = entry.path.strip_prefix(tree);
@@ -177,6 +178,7 @@ impl<'a> Chosen<'a> {
         containers.retain(|container| only.picks(true, |word| word == container.name));
         for container in &mut containers {
             container.default = default;
+            container.disable = &config.disable;
             container.own = pod::for_container(per_container, container.name);
         }
         Self {
@@ -197,6 +199,7 @@ fn all_containers<'a>(pod: &'a Pod, operation: &Operation) -> Vec<Container<'a>>
         mounts: mounts.as_deref(),
         devices,
         default: "",
+        disable: "",
         own: None,
     };
     if let Operation::AddEphemeral(before) = operation {

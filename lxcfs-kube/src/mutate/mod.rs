@@ -90,6 +90,8 @@ pub struct Config {
     pub runtime: Runtime,
     /// Default selection of files, in the grammar of [`lxcfs_common::pod`].
     pub files: String,
+    /// Files that the daemons do not serve (`lxcfs --disable`): never mounted, never attached.
+    pub disable: String,
     /// Namespaces that are never touched: our own and the cluster's.
     pub excluded_namespaces: Vec<String>,
     /// Runtime classes whose pods are left alone (sandboxes with a kernel of their own).
@@ -106,6 +108,7 @@ impl Default for Config {
             mode: Mode::Mount,
             runtime: Runtime::Runc,
             files: String::new(),
+            disable: String::new(),
             excluded_namespaces: EXCLUDED_NAMESPACES.map(str::to_owned).to_vec(),
             excluded_runtime_classes: Vec::new(),
             idmapped_mounts: false,

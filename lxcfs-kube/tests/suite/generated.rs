@@ -223,14 +223,16 @@ fn any_config() -> impl Strategy<Value = Config> {
         select(vec!["", "meminfo,cpuinfo", "+node", "-cpu"]),
         any::<bool>(),
         select(vec!["/var/lib/lxc/lxcfs", "/var/lib/lxc/lxcfs/"]),
+        select(vec!["", "", "meminfo,pressure", "cpu"]),
     )
         .prop_map(
-            |(mode, runtime, files, idmapped_mounts, mountpoint)| Config {
+            |(mode, runtime, files, idmapped_mounts, mountpoint, disable)| Config {
                 mode,
                 runtime,
                 files: files.to_owned(),
                 idmapped_mounts,
                 mountpoint: mountpoint.to_owned(),
+                disable: disable.to_owned(),
                 ..Config::default()
             },
         )

@@ -191,6 +191,18 @@ fn cndoit18_and_raids_pressure_files_never_reach_a_runc_spec() {
 }
 
 #[test]
+fn files_the_daemons_do_not_serve_reach_no_pod_that_asks_for_them() {
+    let pod = annotated(pod::FILES, "meminfo,stat,vmstat,pressure,cpu");
+    let config = Config {
+        disable: "stat,pressure,cpu".to_owned(),
+        ..Config::default()
+    };
+    let (after, _) = admit(&pod, &request(), &config);
+    assert_eq!(mount_paths(&after, "containers", 0), ["/proc/meminfo"]);
+    assert_eq!(annotation(&after, pod::ATTACH), Some("app=vmstat"));
+}
+
+#[test]
 fn all_of_them_init_containers_and_sidecars_are_containers_too() {
     let pod = with(plain_pod(), |pod| {
         pod["spec"]["initContainers"] = json!([

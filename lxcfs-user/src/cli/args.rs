@@ -430,6 +430,9 @@ pub struct ViewArgs {
     /// Which cgroup of a process is its container [default: auto]
     #[arg(long, value_name = "RULE", value_parser = named::<BoundaryPolicy>())]
     pub boundary: Option<BoundaryPolicy>,
+    /// Do not serve these files, e.g. slabinfo,pressure,cpu: containers see the host's
+    #[arg(long, value_name = "LIST")]
+    pub disable: Option<String>,
     /// Let memory.high count as a limit
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub memory_high: Option<bool>,
@@ -556,6 +559,7 @@ impl ViewArgs {
             cpus: self.cpus,
             cpu_numbering: self.cpu_numbering,
             boundary: self.boundary,
+            disable: self.disable.clone(),
             memory_high: self.memory_high,
             no_ebpf: self.no_ebpf,
             ..Settings::default()

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use lxcfs_common::catalogue::{CPU_TEMPLATE, FileId, Kind, NODE_TEMPLATE, Node, path_of};
+use lxcfs_common::catalogue::{CPU_TEMPLATE, FileId, Kind, NODE_TEMPLATE, Node, by_path, path_of};
 
 use crate::cgroup::v2;
 use crate::container::resolve::{self, Resolver, StartError, View};
@@ -288,39 +288,47 @@ impl LiveEngine {
 
     /// The host's own text, byte for byte.
     pub(super) fn host_text(&self, node: Node, out: &mut Vec<u8>) -> Result<(), AnswerError> {
-        let host = self.collector.host();
-        let path = host_path(node).ok_or(AnswerError::Absent("text of a directory"))?;
-        let kept = match node {
-            Node::Fixed(entry) => match entry.kind {
-                Kind::File(id) => kept_file(id),
-                Kind::Dir => None,
-            },
-            _ => None,
-        };
-        let read = match (kept, path.split_once('/')) {
-            (Some(file), _) => host.read(file, |text| out.extend_from_slice(text.as_bytes())),
-            (None, Some(("proc", path))) => host
-                .open_proc(path)
-                .and_then(|mut file| file.read_to_end(out).map(drop)),
-            (None, Some(("sys", path))) => host.read_sys(path, out),
-            _ => return Err(AnswerError::Absent("a file outside /proc and /sys")),
-        };
-        read.map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => AnswerError::Absent("the kernel has no such file"),
-            // Pressure files of a kernel booted with psi=0.
-            _ if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                AnswerError::Absent("the kernel does not measure pressure")
-            }
-            _ => AnswerError::Io {
-                path: format!("/{path}"),
-                source,
-            },
-        })
+        host_text(self.collector.host(), node, out)
     }
 
     fn host_list(&self, path: &str) -> Option<CpuSet> {
         self.collector.host().sys_list(path)
     }
+}
+
+/// Appends the host's own text of `node`, byte for byte.
+///
+/// # Errors
+/// [`AnswerError::Absent`] when the kernel has no such file, [`AnswerError::Io`] when it
+/// cannot be read.
+pub fn host_text(host: &HostReader, node: Node, out: &mut Vec<u8>) -> Result<(), AnswerError> {
+    let path = host_path(node).ok_or(AnswerError::Absent("text of a directory"))?;
+    let kept = match node {
+        Node::Fixed(entry) => match entry.kind {
+            Kind::File(id) => kept_file(id),
+            Kind::Dir => None,
+        },
+        _ => None,
+    };
+    let read = match (kept, path.split_once('/')) {
+        (Some(file), _) => host.read(file, |text| out.extend_from_slice(text.as_bytes())),
+        (None, Some(("proc", path))) => host
+            .open_proc(path)
+            .and_then(|mut file| file.read_to_end(out).map(drop)),
+        (None, Some(("sys", path))) => host.read_sys(path, out),
+        _ => return Err(AnswerError::Absent("a file outside /proc and /sys")),
+    };
+    read.map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => AnswerError::Absent("the kernel has no such file"),
+        // Pressure files of a kernel booted with psi=0.
+        _ if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            AnswerError::Absent("the kernel does not measure pressure")
+        }
+        _ => AnswerError::Io {
+            path: format!("/{path}"),
+            source,
+        },
+    })
 }
 
 /// The path of the host's own file behind a node, without the leading `/`.
@@ -397,6 +405,9 @@ impl Engine for LiveEngine {
 
     fn visible_cpus(&self, caller: Caller) -> Result<CpuSet, AnswerError> {
         let policy = self.policy();
+        if policy.off.has(Node::Cpu(0, 0)) {
+            return Ok(self.possible_cpus());
+        }
         self.retrying(
             caller,
             |seen| {
@@ -409,6 +420,9 @@ impl Engine for LiveEngine {
     }
 
     fn visible_nodes(&self, caller: Caller) -> Result<CpuSet, AnswerError> {
+        if self.policy().off.has(Node::Numa(0, 0)) {
+            return Ok(self.possible_nodes());
+        }
         match self.view(caller)? {
             View::Host => Ok(self.possible_nodes()),
             View::Container(_) => Ok(view::node_tree::visible()),
@@ -449,10 +463,17 @@ impl Engine for LiveEngine {
         }
     }
 
+    fn is_offered(&self, node: Node) -> bool {
+        !self.policy().off.has(node)
+    }
+
     fn open_pressure(&self, caller: Caller, id: FileId) -> Result<OwnedFd, AnswerError> {
         let file = pressure_file(id).ok_or(AnswerError::Absent("pressure file"))?;
         if !self.policy().psi_triggers {
             return Err(AnswerError::Invalid("pressure triggers are switched off"));
+        }
+        if by_path(path_of(id)).is_some_and(|entry| self.policy().off.has(Node::Fixed(entry))) {
+            return Err(AnswerError::Invalid("this file is switched off"));
         }
         let absent = AnswerError::Absent("the container's cgroup has no pressure file");
         let View::Container(seen) = self.view(caller)? else {

@@ -217,6 +217,10 @@ impl<E: Engine> Engine for Observed<E> {
         self.engine.exists(node)
     }
 
+    fn is_offered(&self, node: Node) -> bool {
+        self.engine.is_offered(node)
+    }
+
     fn open_pressure(&self, caller: Caller, id: FileId) -> Result<OwnedFd, AnswerError> {
         self.requests.time(index_of_file(id), Op::Trigger, || {
             self.engine.open_pressure(caller, id)
@@ -260,6 +264,9 @@ mod tests {
             CpuSet::first(1)
         }
         fn exists(&self, _: Node) -> bool {
+            true
+        }
+        fn is_offered(&self, _node: Node) -> bool {
             true
         }
         fn open_pressure(&self, _: Caller, _: FileId) -> Result<OwnedFd, AnswerError> {

@@ -7,11 +7,13 @@ use super::psi::{NoJournal, Wake};
 use super::*;
 use crate::cpuset::CpuSet;
 use crate::engine::AnswerError;
+use crate::policy::FilesOff;
 
 /// Answers with a number that grows: each text differs from the one before.
 struct Counting {
     texts: AtomicU64,
     len: usize,
+    off: FilesOff,
 }
 
 impl Engine for Counting {
@@ -49,6 +51,10 @@ impl Engine for Counting {
         !matches!(node, Node::Fixed(entry) if entry.kind == Kind::File(FileId::PressureIrq))
     }
 
+    fn is_offered(&self, node: Node) -> bool {
+        !self.off.has(node)
+    }
+
     fn open_pressure(&self, _caller: Caller, _id: FileId) -> Result<OwnedFd, AnswerError> {
         Err(AnswerError::Absent("no PSI in this test"))
     }
@@ -61,9 +67,14 @@ impl Wake for Deaf {
 }
 
 fn vfs(len: usize) -> Vfs {
+    vfs_without(len, "")
+}
+
+fn vfs_without(len: usize, off: &str) -> Vfs {
     let engine = Arc::new(Counting {
         texts: AtomicU64::new(0),
         len,
+        off: FilesOff::from_list(off),
     });
     let triggers = Triggers::new(Arc::new(NoJournal), Arc::new(Deaf));
     Vfs::new(engine, Arc::new(SnapshotTable::private()), triggers)
@@ -132,6 +143,32 @@ fn every_path_of_the_catalogue_is_found_and_listed_once() {
         !found.iter().any(|name| name.contains("cpu/cpu2")),
         "invisible to this caller"
     );
+}
+
+#[test]
+fn what_is_switched_off_is_not_found_but_stays_where_it_is_bound() {
+    let vfs = vfs_without(10, "stat,pressure,cpu");
+    let names = |ino| {
+        let listed = vfs.readdir(Caller { tid: 2, uid: 0 }, ino, 0).unwrap();
+        listed.into_iter().map(|entry| entry.name)
+    };
+    for gone in [
+        "proc/stat",
+        "proc/pressure/io",
+        "sys/devices/system/cpu",
+        "sys/devices/system/cpu/online",
+    ] {
+        assert!(path(&vfs, gone).is_err(), "{gone}");
+    }
+    assert!(path(&vfs, "proc/meminfo").is_ok() && path(&vfs, "sys/devices/system/node").is_ok());
+    let proc = path(&vfs, "proc").unwrap().ino;
+    assert!(names(proc).all(|name| name != "stat") && names(proc).any(|name| name == "swaps"));
+    // A container that has them bound from before holds the inodes and looks nothing up.
+    let ino = |path| catalogue::by_path(path).unwrap().ino;
+    assert!(vfs.open(ino("proc/stat"), libc::O_RDONLY).is_ok());
+    let cpus = ino("sys/devices/system/cpu");
+    assert!(names(cpus).any(|name| name == "online") && names(cpus).any(|name| name == "cpu1"));
+    assert!(vfs.lookup(cpus, b"cpu1").is_ok() && vfs.lookup(cpus, b"online").is_ok());
 }
 
 #[test]

@@ -163,6 +163,12 @@ fn numbered(name: &str, prefix: &str) -> Option<u32> {
 const CPU_DIR: &str = "sys/devices/system/cpu";
 const NODE_DIR: &str = "sys/devices/system/node";
 
+/// Whether `child` is found in and listed by `parent`. Who sees a directory that is switched
+/// off has it bound, and keeps all of it.
+fn is_offered(engine: &dyn Engine, parent: Node, child: Node) -> bool {
+    engine.is_offered(child) || !engine.is_offered(parent)
+}
+
 /// The child `name` of directory `parent`.
 pub fn lookup(engine: &dyn Engine, parent: Node, name: &str) -> Option<Node> {
     let found = match parent {
@@ -187,7 +193,7 @@ pub fn lookup(engine: &dyn Engine, parent: Node, name: &str) -> Option<Node> {
         Node::Cpu(cpu, index) => catalogue::cpu_ino(cpu, index).is_some(),
         Node::Numa(number, index) => catalogue::node_ino(number, index).is_some(),
     };
-    (numbered && exists(engine, found)).then_some(found)
+    (numbered && exists(engine, found) && is_offered(engine, parent, found)).then_some(found)
 }
 
 fn template_child(table: &'static [Template], index: usize, name: &str) -> Option<usize> {
@@ -214,7 +220,9 @@ pub fn list<E>(
     let mut entries = Vec::new();
     match node {
         Node::Fixed(entry) => {
-            for child in fixed_children(entry).filter(|child| exists(engine, Node::Fixed(child))) {
+            for child in fixed_children(entry).filter(|child| {
+                exists(engine, Node::Fixed(child)) && is_offered(engine, node, Node::Fixed(child))
+            }) {
                 entries.push(DirEntry {
                     cookie: child.ino,
                     ino: child.ino,

@@ -72,6 +72,9 @@ fn pressure_kind(id: FileId) -> Option<PressureKind> {
 /// Whether `policy` asks for the host's own text, byte for byte, in `node`.
 #[must_use]
 pub fn shows_host(node: Node, policy: &ViewPolicy) -> bool {
+    if policy.off.has(node) {
+        return true;
+    }
     match file_of(node) {
         Some(FileId::Loadavg) => !policy.loadavg,
         Some(FileId::Uptime) => !policy.uptime,

@@ -227,7 +227,10 @@ impl Worker {
         let names: Vec<&'static str> = CATALOGUE
             .iter()
             .filter(|entry| {
-                matches!(entry.kind, Kind::File(_)) && self.engine.exists(Node::Fixed(entry))
+                let node = Node::Fixed(entry);
+                matches!(entry.kind, Kind::File(_))
+                    && self.engine.exists(node)
+                    && self.engine.is_offered(node)
             })
             .map(|entry| entry.path)
             .take(1)

@@ -46,7 +46,10 @@ WORKLOADS = {
     "address = ctypes.addressof(ctypes.c_char.from_buffer(keep))\n"
     "libc = ctypes.CDLL(None, use_errno=True)\n"
     "assert libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(40 * MIB)) == 0",
+    "huge": "keep = mmap.mmap(-1, 4 * MIB, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | 0x40000)\n"
+    "keep[0] = keep[2 * MIB] = 1",
 }
+HUGE_PAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 
 
 def read(path):
@@ -118,6 +121,11 @@ class Cgroup:
     def set(self, name, value):
         if name == "memory":
             write(self.file("memory", "memory.max", "memory.limit_in_bytes"), str(value))
+        elif name == "high":
+            write(self.file("memory", "memory.high", ""), str(value))
+        elif name == "huge":
+            files = "hugetlb.2MB.max", "hugetlb.2MB.limit_in_bytes"
+            write(self.file("hugetlb", *files), str(value))
         elif name == "swap" and is_v2("memory"):
             write(self.file("memory", "memory.swap.max", ""), str(value))
         elif name == "memsw" and not is_v2("memory"):
@@ -175,6 +183,13 @@ def cases():
     if is_v2("memory"):
         Cgroup("not-enabled", memory=128 * MIB)
         yield "not-enabled", Cgroup("not-enabled/leaf").run("idle")
+        Cgroup("high", inner=True, memory=256 * MIB)
+        yield "high", Cgroup("high/leaf", high=96 * MIB).run("small")
+    if mount_of("hugetlb")[0]:
+        write(HUGE_PAGES, "8")
+        if int(read(HUGE_PAGES)) < 8:
+            sys.exit("no 8 free huge pages of 2 MiB")
+        yield "hugetlb", Cgroup("hugetlb", memory=256 * MIB, huge=8 * MIB).run("huge")
     # v1 refuses a memsw limit below what is used, so there is nothing to record.
     if is_v2("memory") and len(read("/proc/swaps").splitlines()) > 1:
         yield "swap-off", Cgroup("swap-off", memory=64 * MIB, swap=0).run("small")
@@ -214,8 +229,10 @@ def record(found):
         ("user_hz", os.sysconf("SC_CLK_TCK")),
         ("now", time.clock_gettime_ns(time.CLOCK_BOOTTIME)),
     ]))
-    for name in ("meminfo", "cpuinfo", "diskstats", "vmstat"):
+    for name in ("meminfo", "cpuinfo", "diskstats", "vmstat", "uptime", "loadavg", "swaps"):
         section(f"/proc/{name}", read(f"/proc/{name}"))
+    for name in ("cpu", "memory", "io", "irq"):
+        section(f"/proc/pressure/{name}", read(f"/proc/pressure/{name}"))
     lines = read("/proc/stat").splitlines(True)
     kept = [line for line in lines if not line.startswith(("intr", "softirq"))]
     section("/proc/stat", "".join(kept))
@@ -223,11 +240,16 @@ def record(found):
     section("/proc/slabinfo", slabinfo and "".join(slabinfo.splitlines(True)[:2]))
     mounts = [line for line in read("/proc/self/mountinfo").splitlines(True) if " - cgroup" in line]
     section("/proc/self/mountinfo", "".join(mounts))
-    for name in ("online", "possible", "present"):
+    for name in ("online", "possible", "present", "offline", "kernel_max", "isolated", "uevent"):
         path = f"/sys/devices/system/cpu/{name}"
+        section(path, read(path))
+    for name in ("online", "possible", "has_cpu", "has_memory"):
+        path = f"/sys/devices/system/node/{name}"
         section(path, read(path))
     for path in glob.glob("/sys/kernel/mm/hugepages/*/nr_hugepages"):
         section(path, read(path))
+    # What a process of the host has for cgroups.
+    section("/proc/1/cgroup", read("/proc/1/cgroup"))
     names, cgroups = "", []
     for name, pid in found:
         text = read(f"/proc/{pid}/cgroup")
@@ -262,6 +284,8 @@ def clean():
     for mount, _, _ in HIERARCHIES:
         for path, _, _ in os.walk(f"{mount}/{BASE}", topdown=False):
             os.rmdir(path)
+    if mount_of("hugetlb")[0]:
+        write(HUGE_PAGES, "0")
 
 
 try:

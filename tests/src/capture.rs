@@ -10,14 +10,15 @@ use lxcfs_common::catalogue::Node;
 use lxcfs_user::cgroup::layout::Layout;
 use lxcfs_user::cgroup::reader::Reader;
 use lxcfs_user::collect::collector::{Clock, Collector};
+use lxcfs_user::collect::live::host_text;
 use lxcfs_user::collect::source::{Sources, TaskCounts, TaskSource};
 use lxcfs_user::container::Container;
-use lxcfs_user::container::boundary::{Boundary, Rule};
+use lxcfs_user::container::boundary::{self, Boundary, CallerFacts, Rule};
 use lxcfs_user::container::resolve::Caller;
 use lxcfs_user::engine::AnswerError;
 use lxcfs_user::history::cpu::CpuHistory;
 use lxcfs_user::host::reader::HostReader;
-use lxcfs_user::policy::ViewPolicy;
+use lxcfs_user::policy::{BoundaryPolicy, ViewPolicy};
 use lxcfs_user::snapshot::{Origin, Snapshot};
 use lxcfs_user::units::{Bytes, Nsec};
 use lxcfs_user::view::{self, ExplainLine};
@@ -109,12 +110,33 @@ impl Capture {
         fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
     }
 
-    /// Everything needed to answer for one of the containers.
+    /// What a process of the host reads, byte for byte as the kernel wrote it.
+    ///
+    /// # Errors
+    /// As the daemon.
     ///
     /// # Panics
-    /// When the record lacks what the daemon needs.
+    /// When the record has no such process, or it is taken for a container's.
+    pub fn host(&self, node: Node) -> Result<Vec<u8>, AnswerError> {
+        let facts = CallerFacts {
+            paths: self.layout().paths(&self.text("proc/1/cgroup")),
+            ..CallerFacts::default()
+        };
+        let found = boundary::decide(&facts, BoundaryPolicy::Auto);
+        assert_eq!(found, None, "process 1 is the host's");
+        let host = HostReader::tree(&self.root).expect("/proc and /sys of the record");
+        let mut out = Vec::new();
+        host_text(&host, node, &mut out)?;
+        Ok(out)
+    }
+
+    /// The recorded text of a file, if the kernel had it.
     #[must_use]
-    pub fn open(&self, case: &Case) -> Recording {
+    pub fn recorded(&self, path: &str) -> Option<Vec<u8>> {
+        fs::read(self.root.join(path)).ok()
+    }
+
+    fn layout(&self) -> Layout {
         let root = &*self.root;
         let mountinfo = self.text("proc/self/mountinfo");
         let layout = Layout::detect(&mountinfo, |mount: &Path| {
@@ -122,7 +144,17 @@ impl Capture {
             let controllers = root.join(mount).join("cgroup.controllers");
             fs::read_to_string(controllers).unwrap_or_default()
         });
-        let layout = layout.unwrap_or_else(|e| panic!("cgroup mounts of the record: {e}"));
+        layout.unwrap_or_else(|e| panic!("cgroup mounts of the record: {e}"))
+    }
+
+    /// Everything needed to answer for one of the containers.
+    ///
+    /// # Panics
+    /// When the record lacks what the daemon needs.
+    #[must_use]
+    pub fn open(&self, case: &Case) -> Recording {
+        let root = &*self.root;
+        let layout = self.layout();
         let reader = Reader::new(&layout, root, 1000).expect("cgroup roots of the record");
         let boundary = Boundary {
             rule: Rule::Given,

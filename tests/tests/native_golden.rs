@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 
 use lxcfs_common::catalogue::{CATALOGUE, Kind, Node, by_path};
 use lxcfs_tests::capture::{Capture, Case, Recording};
+use lxcfs_user::engine::AnswerError;
 use lxcfs_user::policy::ViewPolicy;
 use lxcfs_user::snapshot::Origin;
 
@@ -46,6 +47,14 @@ fn node(path: &str) -> Node {
     Node::Fixed(by_path(path).expect("a path of the catalogue"))
 }
 
+/// What `--memory-high` chooses.
+fn with_high() -> ViewPolicy {
+    ViewPolicy {
+        memory_high: true,
+        ..ViewPolicy::default()
+    }
+}
+
 /// Every file of the catalogue; the ones that only repeat the machine only for one case.
 fn rendered(recording: &Recording, case: &Case) -> String {
     let mut text = String::new();
@@ -57,6 +66,11 @@ fn rendered(recording: &Recording, case: &Case) -> String {
         let shown = shown.unwrap_or_else(|error| format!("({error})\n"));
         // Writing to a String cannot fail.
         let _ = write!(text, "==> /{} <==\n{shown}", entry.path);
+    }
+    if case.name == "high" {
+        let shown = recording.render(node("proc/meminfo"), &with_high());
+        let shown = shown.unwrap_or_else(|error| format!("({error})\n"));
+        let _ = write!(text, "==> /proc/meminfo with --memory-high <==\n{shown}");
     }
     let _ = writeln!(text, "==> what decided <==");
     for (path, lines) in [
@@ -129,15 +143,16 @@ fn every_recorded_container_sees_exactly_what_is_expected() {
 
 /// Value of a line of one file, of every capture that has the case.
 fn values(case: &str, path: &str, label: &str) -> Vec<(String, u64)> {
+    values_with(&ViewPolicy::default(), case, path, label)
+}
+
+fn values_with(policy: &ViewPolicy, case: &str, path: &str, label: &str) -> Vec<(String, u64)> {
     let mut found = Vec::new();
     for (directory, capture) in captures() {
         let Some(case) = capture.cases.iter().find(|known| known.name == case) else {
             continue;
         };
-        let text = capture
-            .open(case)
-            .render(node(path), &ViewPolicy::default());
-        let text = text.expect(path);
+        let text = capture.open(case).render(node(path), policy).expect(path);
         let line = text.lines().find_map(|line| line.strip_prefix(label));
         let value = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
         let name = directory.display().to_string();
@@ -146,6 +161,56 @@ fn values(case: &str, path: &str, label: &str) -> Vec<(String, u64)> {
     }
     assert!(!found.is_empty(), "no capture has the case {case}");
     found
+}
+
+#[test]
+fn a_process_of_the_host_reads_what_the_kernel_wrote() {
+    let mut hosts = 0;
+    for (directory, capture) in captures() {
+        // The oldest records have nothing of the host's processes.
+        if capture.recorded("proc/1/cgroup").is_none() {
+            continue;
+        }
+        hosts += 1;
+        let mut same = 0;
+        for entry in CATALOGUE {
+            let Kind::File(_) = entry.kind else { continue };
+            let shown = capture.host(Node::Fixed(entry));
+            match (shown, capture.recorded(entry.path)) {
+                (Ok(shown), Some(recorded)) => {
+                    assert!(shown == recorded, "{}: {}", directory.display(), entry.path);
+                    same += 1;
+                }
+                (Err(AnswerError::Absent(_)), None) => {}
+                (shown, _) => panic!("{}: {}: {shown:?}", directory.display(), entry.path),
+            }
+        }
+        assert!(same >= 18, "{}: only {same} files", directory.display());
+    }
+    assert!(hosts >= 7, "only {hosts} records of a host");
+}
+
+#[test]
+fn memory_high_is_a_limit_for_whoever_asks_for_that_f12() {
+    for (capture, total) in values("high", "proc/meminfo", "MemTotal:") {
+        assert_eq!(total, 256 * 1024, "{capture}");
+    }
+    for (capture, total) in values_with(&with_high(), "high", "proc/meminfo", "MemTotal:") {
+        assert_eq!(total, 96 * 1024, "{capture}");
+    }
+}
+
+#[test]
+fn huge_pages_are_those_the_container_may_have_f9() {
+    for (label, expected) in [
+        ("HugePages_Total:", 4),
+        ("HugePages_Free:", 2),
+        ("Hugetlb:", 8 * 1024),
+    ] {
+        for (capture, value) in values("hugetlb", "proc/meminfo", label) {
+            assert_eq!(value, expected, "{capture}: {label}");
+        }
+    }
 }
 
 #[test]

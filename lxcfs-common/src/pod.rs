@@ -20,10 +20,14 @@ pub const NAMESPACE_LABEL_ON: &str = "enabled";
 /// Label of this project's own pods; a pod that carries it is never touched.
 pub const COMPONENT_LABEL: &str = "lxcfs/component";
 
+/// Key of the taint that keeps ordinary pods off a node until its agent is ready.
+pub const START_TAINT: &str = "lxcfs/not-ready";
+
 /// All that the agent needs to enter containers and mount there, named as manifests do; each
 /// is explained in docs/capabilities.md.
 pub const AGENT_CAPABILITIES: [&str; 4] =
     ["DAC_READ_SEARCH", "SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"];
+
 /// Label by which Pod Security admission learns what a namespace enforces.
 pub const POD_SECURITY_LABEL: &str = "pod-security.kubernetes.io/enforce";
 

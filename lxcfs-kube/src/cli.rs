@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lxcfs_common::pod;
 
 use crate::certs::keeper::Names;
 use crate::manifests::Options;
@@ -27,6 +28,30 @@ pub enum Command {
     Webhook(WebhookArgs),
     /// Print Kubernetes manifests, or write them as kustomize directories and a Helm chart
     Manifests(ManifestsArgs),
+    /// Remove this node's start taint once the agent beside it is ready
+    StartTaint(TaintArgs),
+}
+
+/// Options of `start-taint`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Runs beside the agent, in the pods that `lxcfs manifests --start-taint` makes. Nodes get the\n\
+taint from their kubelet: --register-with-taints=lxcfs/not-ready=:NoSchedule. It is never set\n\
+from here, and an agent that is not ready any more does not bring it back.")]
+pub struct TaintArgs {
+    /// The node
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node: String,
+    /// The taint's key
+    #[arg(long, default_value = pod::START_TAINT, value_name = "KEY")]
+    pub taint: String,
+    /// Where the agent's /readyz is
+    #[arg(long, default_value = "127.0.0.1:9101", value_name = "ADDRESS")]
+    pub agent: SocketAddr,
+    /// How often a node without the taint is looked at again, in seconds
+    #[arg(long, default_value_t = 60, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub check_seconds: u64,
 }
 
 /// Options of `manifests`.
@@ -55,6 +80,9 @@ pub struct ManifestsArgs {
     /// The agent serves every pod of this namespace that does not say no; may be repeated
     #[arg(long = "serve-namespace", value_name = "NAMESPACE")]
     pub serve_namespaces: Vec<String>,
+    /// The agent removes its node's taint lxcfs/not-ready when it is ready
+    #[arg(long)]
+    pub start_taint: bool,
     /// What the webhook and the policy decide by.
     #[command(flatten)]
     pub config: ConfigArgs,
@@ -208,6 +236,7 @@ impl ManifestsArgs {
             config,
             all: self.all,
             namespaces: self.serve_namespaces.clone(),
+            start_taint: self.start_taint,
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod mutate;
 pub mod review;
 pub mod run;
 pub mod server;
+pub mod taint;
 
 /// An error with all its causes on one line, for a log.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Webhook(args) => run::webhook(args),
         Command::Manifests(args) => run::manifests(args),
+        Command::StartTaint(args) => run::start_taint(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,9 +14,10 @@ use tracing::info;
 use crate::certs::files as certificate_files;
 use crate::certs::keeper::Keeper;
 use crate::certs::rotation::Lifetimes;
-use crate::cli::{ConfigArgs, ManifestsArgs, WebhookArgs};
+use crate::cli::{ConfigArgs, ManifestsArgs, TaintArgs, WebhookArgs};
 use crate::manifests::{OVERLAYS, Part, files, yaml};
 use crate::server::{State, serve};
+use crate::taint;
 
 /// Serves reviews until SIGTERM or SIGINT.
 pub fn webhook(args: &WebhookArgs) -> anyhow::Result<()> {
@@ -27,6 +28,31 @@ pub fn webhook(args: &WebhookArgs) -> anyhow::Result<()> {
         .build()
         .context("cannot start the event loop")?;
     runtime.block_on(run(args))
+}
+
+/// Removes a taint whenever the agent is ready, until SIGTERM or SIGINT.
+pub fn start_taint(args: &TaintArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    runtime.block_on(async {
+        let stop = stop_signal()?;
+        let config = kube::Config::infer().await.context(
+            "the node is the API server's: run in a pod with a service account, or set KUBECONFIG",
+        )?;
+        let client = kube::Client::try_from(config).context("cannot reach the API server")?;
+        let options = taint::Options {
+            node: args.node.clone(),
+            key: args.taint.clone(),
+            agent: args.agent,
+            every: Duration::from_secs(args.check_seconds),
+        };
+        tokio::select! {
+            () = stop => Ok(()),
+            never = taint::run(kube::Api::all(client), options) => never,
+        }
+    })
 }
 
 /// Prints or writes manifests.

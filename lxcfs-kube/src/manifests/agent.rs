@@ -11,7 +11,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use lxcfs_common::pod;
 use serde_json::{Value, json};
 
-use super::{ManifestError, Options, labels, meta, pod_labels, selector, typed};
+use super::{ManifestError, Options, labels, meta, pod_labels, selector, start_taint, typed};
 
 /// Port of the daemon's probes and metrics.
 pub const DAEMON_PORT: u16 = 9100;
@@ -26,11 +26,13 @@ pub fn simple(options: &Options) -> Result<Vec<Value>, ManifestError> {
         vec![agent(options, json!({"privileged": true}))?],
     )?;
     let update = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}});
-    Ok(vec![
+    let mut objects = vec![
         account(options)?,
         daemon_set(options, "lxcfs-agent", "agent", spec, update)?,
         network_policy(options, "lxcfs-agent", "agent", &[DAEMON_PORT, AGENT_PORT])?,
-    ])
+    ];
+    start_taint::add(options, &mut objects)?;
+    Ok(objects)
 }
 
 /// Two DaemonSets: a privileged one that no update restarts by itself, and the agent with
@@ -54,7 +56,7 @@ pub fn least_privilege(options: &Options) -> Result<Vec<Value>, ManifestError> {
             "seccompProfile": {"type": "RuntimeDefault"},
         }),
     )?;
-    Ok(vec![
+    let mut objects = vec![
         account(options)?,
         daemon_set(
             options,
@@ -72,7 +74,9 @@ pub fn least_privilege(options: &Options) -> Result<Vec<Value>, ManifestError> {
         )?,
         network_policy(options, "lxcfs-daemon", "daemon", &[DAEMON_PORT])?,
         network_policy(options, "lxcfs-agent", "agent", &[AGENT_PORT])?,
-    ])
+    ];
+    start_taint::add(options, &mut objects)?;
+    Ok(objects)
 }
 
 fn account(options: &Options) -> Result<Value, ManifestError> {

@@ -9,6 +9,7 @@ pub mod files;
 pub mod helm;
 pub mod monitoring;
 pub mod policy;
+mod start_taint;
 pub mod webhook;
 
 use k8s_openapi::api::core::v1::Namespace;
@@ -57,6 +58,8 @@ pub struct Options {
     /// The agent serves every pod of these namespaces that does not say no. Unlike webhook
     /// and policy it cannot see a namespace's labels.
     pub namespaces: Vec<String>,
+    /// The agent removes the start taint of its node when it is ready.
+    pub start_taint: bool,
 }
 
 impl Default for Options {
@@ -67,6 +70,7 @@ impl Default for Options {
             config: Config::default(),
             all: false,
             namespaces: Vec::new(),
+            start_taint: false,
         }
     }
 }

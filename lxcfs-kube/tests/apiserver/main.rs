@@ -7,6 +7,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod rotation;
+
 #[path = "../suite/process.rs"]
 #[expect(dead_code, reason = "shared with the suite, which uses all of it")]
 mod process;
@@ -25,6 +27,8 @@ use process::{Webhook, wait};
 
 /// The account of the manifests, so that their permissions are what is tested.
 const ACCOUNT: &str = "system:serviceaccount:lxcfs-system:lxcfs-webhook";
+
+const AGENT: &str = "system:serviceaccount:lxcfs-system:lxcfs-agent";
 
 struct Server {
     children: Vec<Child>,
@@ -94,7 +98,8 @@ impl Server {
             openssl.is_ok_and(|status| status.success()),
             "apt-get install openssl"
         );
-        let tokens = format!("admin,admin,1,\"system:masters\"\nwebhook,{ACCOUNT},2\n");
+        let tokens =
+            format!("admin,admin,1,\"system:masters\"\nwebhook,{ACCOUNT},2\nagent,{AGENT},3\n");
         std::fs::write(at("tokens"), tokens).unwrap();
         let file = |option: &str, name: &str| format!("--{option}={}", at(name).display());
         let server = Command::new(program("LXCFS_KUBE_APISERVER"))
@@ -140,14 +145,14 @@ impl Server {
         Client::try_from(config).unwrap()
     }
 
-    fn kubeconfig(&self) -> PathBuf {
-        let path = self.directory.path().join("kubeconfig");
+    fn kubeconfig(&self, token: &str) -> PathBuf {
+        let path = self.directory.path().join(format!("kubeconfig-{token}"));
         let cluster = json!({"server": self.url(), "insecure-skip-tls-verify": true});
         let text = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
             "clusters": [{"name": "c", "cluster": cluster}],
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "users": [{"name": "u", "user": {"token": "webhook"}}],
+            "users": [{"name": "u", "user": {"token": token}}],
         });
         std::fs::write(&path, text.to_string()).unwrap();
         path
@@ -220,12 +225,15 @@ fn endpoints(address: &str, webhooks: &[&Webhook]) -> Value {
     })
 }
 
-#[test]
-fn pods_meet_the_webhook_of_the_manifests_on_a_real_server() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .unwrap();
+        .unwrap()
+}
+
+/// A server with the manifests applied and two namespaces, `web` asking for views.
+fn installed(runtime: &tokio::runtime::Runtime) -> (Server, Client) {
     let server = Server::start();
     // The client's background work needs the runtime from its making on.
     let admin = runtime.block_on(async { server.client("admin") });
@@ -242,7 +250,10 @@ fn pods_meet_the_webhook_of_the_manifests_on_a_real_server() {
     });
 
     // Every object of every part that this release can know.
-    let options = Options::default();
+    let options = Options {
+        start_taint: true,
+        ..Options::default()
+    };
     let later = [
         "MutatingAdmissionPolicy",
         "MutatingAdmissionPolicyBinding",
@@ -267,6 +278,13 @@ fn pods_meet_the_webhook_of_the_manifests_on_a_real_server() {
         });
         runtime.block_on(create(&admin, &namespace)).unwrap();
     }
+    (server, admin)
+}
+
+#[test]
+fn pods_meet_the_webhook_of_the_manifests_on_a_real_server() {
+    let runtime = runtime();
+    let (server, admin) = installed(&runtime);
     let ask = |pod: Value| runtime.block_on(create(&admin, &pod));
 
     // Nobody listens yet: pods start, as they are.
@@ -275,7 +293,7 @@ fn pods_meet_the_webhook_of_the_manifests_on_a_real_server() {
 
     // The webhook under its own account: makes certificates, has itself trusted.
     let address = own_address();
-    let config = server.kubeconfig();
+    let config = server.kubeconfig("webhook");
     let start = || Webhook::start_on(&address, &[], Some(Path::new(&config)));
     let mut one = start();
     one.wait_ready();

@@ -144,7 +144,15 @@ impl Api {
             }
             "PATCH" => {
                 let patch: Value = serde_json::from_slice(body).unwrap();
-                (200, self.put(path, merge_webhooks(found, &patch)))
+                if !patch.is_array() {
+                    return (200, self.put(path, merge_webhooks(found, &patch)));
+                }
+                let patch: json_patch::Patch = serde_json::from_value(patch).unwrap();
+                let mut object = found;
+                match json_patch::patch(&mut object, &patch) {
+                    Ok(()) => (200, self.put(path, object)),
+                    Err(_) => (422, status(422, "Invalid")),
+                }
             }
             _ => (405, status(405, "MethodNotAllowed")),
         }

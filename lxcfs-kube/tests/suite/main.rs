@@ -9,4 +9,5 @@ mod manifests;
 mod mutation;
 mod process;
 mod programs;
+mod taint;
 mod wire;

@@ -91,8 +91,13 @@ fn every_object_is_valid_in_every_release() {
         let api = object["apiVersion"].as_str().unwrap();
         api.starts_with("cert-manager.io/") || api.starts_with("monitoring.coreos.com/")
     };
+    let with_taint = Options {
+        start_taint: true,
+        ..Options::default()
+    };
     let mut objects: Vec<(u32, Value)> = all_objects(&Options::default())
         .into_iter()
+        .chain(all_objects(&with_taint))
         .filter(|(_, object)| !foreign(object))
         .map(|(part, object)| {
             (

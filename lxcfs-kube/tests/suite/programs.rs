@@ -23,6 +23,7 @@ fn everything() -> Options {
         },
         all: true,
         namespaces: vec!["web".to_owned()],
+        start_taint: true,
         ..Options::default()
     }
 }

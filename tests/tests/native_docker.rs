@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lxcfs_tests::Lxcfs;
 use lxcfs_tests::docker::Docker;
 use lxcfs_tests::subject::MarkerFs;
 use lxcfs_user::agent::{Agent, AgentOptions};
@@ -94,4 +95,126 @@ fn containers_are_served_in_any_order_of_starts_and_restarts() {
     reads(&docker, "again", "/proc/stat", "two ");
     assert!(second.has_docker());
     drop(second);
+}
+
+/// The lines of the README, as a user copies them: every volume and every limit.
+#[test]
+fn the_readmes_docker_run_gives_a_container_its_own_values() {
+    let readme = include_str!("../../README.md");
+    let (_, lines) = readme.split_once("docker run -it ").expect("the example");
+    let (lines, _) = lines
+        .split_once("  debian bash")
+        .expect("the example's end");
+    let daemon = Lxcfs::start::<&str>(&[]);
+    let mountpoint = daemon.mountpoint().display().to_string();
+    let words = lines.replace("/var/lib/lxcfs", &mountpoint);
+    let words: Vec<&str> = words
+        .split_whitespace()
+        .filter(|word| *word != "\\")
+        .collect();
+    assert!(
+        words.iter().filter(|word| **word == "-v").count() > 7,
+        "{words:?}"
+    );
+    let docker = Docker::new();
+    docker.run("readme", &words);
+    let meminfo = docker.read("readme", "/proc/meminfo");
+    assert!(meminfo.contains("MemTotal:         262144 kB"), "{meminfo}");
+    // 1.5 CPUs are two.
+    let cpus = docker.read("readme", "/proc/cpuinfo");
+    assert_eq!(cpus.matches("processor\t:").count(), 2, "{cpus}");
+    assert_eq!(
+        docker.read("readme", "/sys/devices/system/cpu/online"),
+        "0-1\n"
+    );
+    let stat = docker.read("readme", "/proc/stat");
+    assert!(
+        stat.contains("\ncpu1 ") && !stat.contains("\ncpu2 "),
+        "{stat}"
+    );
+    let uptime = docker.read("readme", "/proc/uptime");
+    let up: f64 = uptime
+        .split(' ')
+        .next()
+        .and_then(|text| text.parse().ok())
+        .expect("seconds");
+    assert!(up < 600.0, "{uptime}");
+}
+
+/// Reads in a container until its guard is asked; a failed read leaves a trace.
+struct Reading<'a>(&'a Docker, &'a str);
+
+impl<'a> Reading<'a> {
+    fn start(docker: &'a Docker, name: &'a str) -> Self {
+        let script = "while :; do for f in meminfo stat uptime loadavg vmstat; do \
+                      /bin/busybox cat /proc/$f >/read || echo $f >>/failed; done; \
+                      echo >>/rounds; done";
+        let mut exec = docker.docker(&["exec", "-d", name, "/bin/busybox", "sh", "-c", script]);
+        lxcfs_tests::stdout_of(&mut exec);
+        Self(docker, name)
+    }
+
+    fn rounds(&self) -> usize {
+        let mut cat = self
+            .0
+            .docker(&["exec", self.1, "/bin/busybox", "cat", "/rounds"]);
+        cat.output().map_or(0, |output| output.stdout.len())
+    }
+
+    /// Waits for so many further rounds, and for no failed read so far.
+    fn more(&self, rounds: usize) {
+        let before = self.rounds();
+        lxcfs_tests::serve::eventually("readers to go on", || self.rounds() > before + rounds);
+        let script = [
+            "exec",
+            self.1,
+            "/bin/busybox",
+            "sh",
+            "-c",
+            "[ ! -e /failed ]",
+        ];
+        lxcfs_tests::stdout_of(&mut self.0.docker(&script));
+    }
+}
+
+fn workers_of(holder: u32) -> Vec<i32> {
+    let children = format!("/proc/{holder}/task/{holder}/children");
+    let children = std::fs::read_to_string(children).expect("the holder runs");
+    children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+#[test]
+fn readers_in_containers_never_fail_while_workers_and_the_agent_come_and_go() {
+    let docker = Docker::new();
+    docker.run("before", &[ASK, "-m", "128m"]);
+    let daemon = Lxcfs::start::<&str>(&["--no-heal"]);
+    let first = agent(&docker, &daemon.mountpoint());
+    let own = "MemTotal:         131072 kB";
+    reads(&docker, "before", "/proc/meminfo", own);
+    let reading = Reading::start(&docker, "before");
+    reading.more(3);
+
+    // Workers are killed, all at once, and a container starts meanwhile.
+    for pid in workers_of(daemon.pid()) {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    }
+    docker.run("during", &[ASK, "-m", "128m"]);
+    reads(&docker, "during", "/proc/meminfo", own);
+    let second = Reading::start(&docker, "during");
+    reading.more(3);
+
+    // The agent goes and comes; then the worker is replaced by the binary on disk.
+    drop(first);
+    reading.more(3);
+    let agent = agent(&docker, &daemon.mountpoint());
+    daemon.signal(nix::sys::signal::Signal::SIGUSR1);
+    docker.run("after", &[ASK, "-m", "128m"]);
+    reads(&docker, "after", "/proc/meminfo", own);
+    reading.more(3);
+    second.more(3);
+    drop(agent);
 }

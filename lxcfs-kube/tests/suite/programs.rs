@@ -142,3 +142,46 @@ fn lxcfs_hands_webhook_and_manifests_to_the_other_program() {
     assert!(says(&["webhook", "--help"]).contains("--tls-dir"));
     assert!(says(&["manifests", "simple"]).contains("kind: DaemonSet"));
 }
+
+#[test]
+fn the_compose_example_says_what_the_manifests_say() {
+    let text = include_str!("../../../deploy/compose.yaml");
+    let file: Value = serde_saphyr::from_str(text).unwrap();
+    let services = &file["services"];
+    for (name, serves) in [("daemon", true), ("agent", false)] {
+        let service = &services[name];
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(service["image"], format!("localhost/lxcfs:{version}"));
+        // The image's entry point is lxcfs.
+        let words = service["command"].as_array().unwrap().iter();
+        let words = ["lxcfs"]
+            .into_iter()
+            .chain(words.map(|word| word.as_str().unwrap()));
+        let cli = lxcfs_user::cli::args::Cli::try_parse_from(words).unwrap();
+        assert_eq!(cli.command.is_none(), serves);
+        assert_eq!(
+            (&service["pid"], &service["cgroup"]),
+            (&"host".into(), &"host".into())
+        );
+        let volumes: Vec<&str> = service["volumes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|volume| volume.as_str().unwrap())
+            .collect();
+        let propagation = if serves { "rshared" } else { "rslave" };
+        assert_eq!(
+            volumes[0],
+            format!("/var/lib/lxc:/var/lib/lxc:{propagation}")
+        );
+    }
+    assert_eq!(services["daemon"]["privileged"], true);
+    let agent = &services["agent"];
+    assert!(agent.get("privileged").is_none());
+    assert_eq!(agent["cap_drop"], serde_json::json!(["ALL"]));
+    assert_eq!(
+        agent["cap_add"],
+        serde_json::json!(lxcfs_common::pod::AGENT_CAPABILITIES)
+    );
+    assert_eq!(services["app"]["labels"][lxcfs_common::pod::INJECT], "true");
+}

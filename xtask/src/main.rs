@@ -7,6 +7,7 @@ mod apiserver;
 mod bench;
 mod build_ebpf;
 mod chaos;
+mod chart;
 mod check;
 mod command;
 mod dist;
@@ -43,6 +44,7 @@ enum Command {
     Bench(bench::Args),
     BuildEbpf(build_ebpf::Args),
     Chaos(chaos::Args),
+    Chart(chart::Args),
     Check(check::Args),
     Dist(dist::Args),
     Image(image::Args),
@@ -70,6 +72,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Bench(args) => args.run(),
         Command::BuildEbpf(args) => args.run(),
         Command::Chaos(args) => args.run(),
+        Command::Chart(args) => args.run(),
         Command::Check(args) => args.run(),
         Command::Dist(args) => args.run(),
         Command::Image(args) => args.run(),

@@ -6,7 +6,7 @@
 //! resulting program evaluates pods for `lxcfs-kube/tests/policy`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -26,16 +26,7 @@ pub(crate) struct Args {}
 impl Args {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         let cache = Cache::open()?;
-        let tree = cache.entry("k8s-apiserver-source", |root| {
-            let suite = Suite::fetch(&cache, "sid")?;
-            // Of all they depend on, Go's own packages: nothing else is compiled in.
-            let packages = suite.needed_for(&PACKAGES)?;
-            let packages: Vec<String> = packages
-                .into_iter()
-                .filter(|name| name.starts_with("golang-"))
-                .collect();
-            suite.unpack(&packages, root)
-        })?;
+        let tree = go_tree(&cache)?;
         let evaluator = cache.path("policy-evaluator");
         build(&tree, &cache.path("go-build"), &evaluator)?;
         run(cargo()
@@ -44,6 +35,20 @@ impl Args {
             .env("LXCFS_POLICY_EVALUATOR", &evaluator))?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Debian's Go compiler and the API server's library with all it depends on.
+pub(crate) fn go_tree(cache: &Cache) -> Result<PathBuf> {
+    cache.entry("k8s-apiserver-source", |root| {
+        let suite = Suite::fetch(cache, "sid")?;
+        // Of all they depend on, Go's own packages: nothing else is compiled in.
+        let packages = suite.needed_for(&PACKAGES)?;
+        let packages: Vec<String> = packages
+            .into_iter()
+            .filter(|name| name.starts_with("golang-"))
+            .collect();
+        suite.unpack(&packages, root)
+    })
 }
 
 fn build(tree: &Path, go_cache: &Path, evaluator: &Path) -> Result<()> {

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use super::{ManifestError, Options, Part, yaml};
 
-/// What a part's value must be for it to be rendered.
-const SWITCHES: &[(Part, &str, &str)] = &[
+/// What a part's value must be for it to be rendered: part, value, content.
+pub const SWITCHES: &[(Part, &str, &str)] = &[
     (Part::AgentSimple, "agent.profile", "simple"),
     (
         Part::AgentLeastPrivilege,
@@ -26,6 +26,11 @@ const SWITCHES: &[(Part, &str, &str)] = &[
     (Part::Monitoring, "monitoring.enabled", "true"),
 ];
 
+/// Where a part's template is.
+pub fn path(part: Part) -> String {
+    format!("helm/lxcfs/templates/{}.yaml", part.name())
+}
+
 /// Path and content of the chart's files.
 pub fn chart(options: &Options) -> Result<BTreeMap<String, String>, ManifestError> {
     let mut files = BTreeMap::new();
@@ -35,7 +40,7 @@ pub fn chart(options: &Options) -> Result<BTreeMap<String, String>, ManifestErro
             "{{{{- if eq (toString .Values.{value}) \"{wanted}\" }}}}\n{}{{{{- end }}}}\n",
             template(*part, options)?
         );
-        files.insert(format!("helm/lxcfs/templates/{}.yaml", part.name()), text);
+        files.insert(path(*part), text);
     }
     let version = env!("CARGO_PKG_VERSION");
     files.insert(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use lxcfs_common::pod;
-use lxcfs_kube::manifests::{OVERLAYS, Options, Part, files, yaml};
+use lxcfs_kube::manifests::{OVERLAYS, Options, Part, files, helm, yaml};
 use lxcfs_kube::mutate::{Config, EXCLUDED_NAMESPACES};
 use serde_json::{Value, json};
 
@@ -252,23 +252,8 @@ fn the_chart_renders_what_the_parts_are() {
         },
         ..Options::default()
     };
-    for (part, value, wanted) in [
-        (Part::AgentSimple, "agent.profile", "simple"),
-        (
-            Part::AgentLeastPrivilege,
-            "agent.profile",
-            "least-privilege",
-        ),
-        (Part::Webhook, "webhook.certificates", "self-managed"),
-        (
-            Part::WebhookCertManager,
-            "webhook.certificates",
-            "cert-manager",
-        ),
-        (Part::Policy, "policy.enabled", "true"),
-        (Part::Monitoring, "monitoring.enabled", "true"),
-    ] {
-        let template = &tree[&format!("helm/lxcfs/templates/{}.yaml", part.name())];
+    for &(part, value, wanted) in helm::SWITCHES {
+        let template = &tree[&helm::path(part)];
         let mut values: BTreeMap<&str, &str> = BTreeMap::from([
             ("namespace", "elsewhere"),
             ("image", "registry.example/lxcfs:2"),

@@ -167,6 +167,7 @@ impl Holder {
                     if role == Role::Standby {
                         self.standby_failures = 0;
                         self.standby_after = Instant::now();
+                        crate::trim::drop_text();
                         // Serve at once; do not wait for the next turn of the loop.
                         self.cover();
                     }

@@ -23,7 +23,8 @@ pub(super) fn show(args: &ShowArgs) -> Result<ExitCode> {
         policy: settings.views()?,
         ..LiveOptions::default()
     };
-    let parts = Parts::new(&options, !settings.no_ebpf.unwrap_or(false))?;
+    let parts = Parts::new(&options)?;
+    parts.load(!settings.no_ebpf.unwrap_or(false));
     let own = std::process::id();
     let (whom, who) = match &args.cgroup {
         Some(path) => (Whom::Cgroup(path), format!("cgroup {path}")),

@@ -38,18 +38,31 @@ const SAVE_EVERY: Duration = Duration::from_secs(2);
 pub struct Parts {
     /// Answers.
     pub engine: Arc<LiveEngine>,
-    /// What eBPF can do here, with reason and remedy.
-    pub features: Arc<Vec<FeatureState>>,
+    ebpf: OnceLock<Ebpf>,
+}
+
+/// What eBPF gives.
+struct Ebpf {
+    /// What it can do here, with reason and remedy.
+    features: Arc<Vec<FeatureState>>,
     tasks: Option<(Arc<Tasks>, Arc<bpf::Collector>)>,
 }
 
 impl Parts {
-    /// Finds the machine's cgroups and loads what eBPF it allows.
+    /// Finds the machine's cgroups. Answers come from files until [`load`](Self::load).
     ///
     /// # Errors
     /// When the host cannot be seen from here.
-    pub fn new(options: &LiveOptions, ebpf: bool) -> Result<Self> {
-        let engine = LiveEngine::start(options)?;
+    pub fn new(options: &LiveOptions) -> Result<Self> {
+        Ok(Self {
+            engine: Arc::new(LiveEngine::start(options)?),
+            ebpf: OnceLock::new(),
+        })
+    }
+
+    /// Loads what eBPF the machine allows. Takes a while: nobody should wait for it.
+    pub fn load(&self, ebpf: bool) {
+        let engine = &self.engine;
         let (collector, features) = bpf::Collector::start(&bpf::Options {
             enabled: ebpf,
             ..bpf::Options::default()
@@ -64,11 +77,21 @@ impl Parts {
         let (sources, tasks) = ebpf::sources(&collector, fallback);
         engine.collector().set_sources(sources);
         let counts = collector.has(bpf::Feature::TaskCounts);
-        Ok(Self {
-            engine: Arc::new(engine),
+        // Loaded once.
+        let _ = self.ebpf.set(Ebpf {
             features: Arc::new(features),
             tasks: counts.then_some((tasks, collector)),
-        })
+        });
+    }
+
+    /// The task walk, if eBPF does it and has been loaded.
+    fn tasks(&self) -> Option<&(Arc<Tasks>, Arc<bpf::Collector>)> {
+        self.ebpf.get()?.tasks.as_ref()
+    }
+
+    /// Empty until eBPF has been loaded, or not.
+    fn features(&self) -> &[FeatureState] {
+        self.ebpf.get().map_or(&[], |ebpf| &ebpf.features)
     }
 }
 
@@ -90,9 +113,8 @@ pub fn run(config: &Config) -> Result<()> {
     let started = Instant::now();
     crate::host::memory::configure();
     log::start(config.log_level, config.log_format);
-    let parts = Arc::new(Parts::new(&live_options(config), config.ebpf)?);
-    // Loading eBPF needs megabytes for a moment; a standby may wait for days after it.
-    crate::host::memory::trim();
+    let parts = Arc::new(Parts::new(&live_options(config))?);
+    load_in_background(&parts, config.ebpf)?;
     let requests = Arc::new(Requests::default());
     let engine: Arc<dyn Engine> = Arc::new(Observed::new(
         Arc::clone(&parts.engine),
@@ -128,7 +150,12 @@ pub fn run(config: &Config) -> Result<()> {
     let on_takeover = {
         let (parts, loads) = (Arc::clone(&parts), Arc::clone(&loads));
         Box::new(move |store: &HistoryStore| {
-            let _ = loads.set(restore(&parts, store));
+            let restored = restore(&parts, store);
+            if restored.first {
+                // No reader waits yet, and all features are there when it is said to be ready.
+                parts.ebpf.wait();
+            }
+            let _ = loads.set(restored);
         })
     };
     let options = WorkerOptions {
@@ -137,6 +164,22 @@ pub fn run(config: &Config) -> Result<()> {
         on_command: Some(on_command),
     };
     crate::worker::run(options, engine).context("the worker cannot serve")
+}
+
+/// Loads eBPF beside everything else, and less urgently: a worker that is to replace a dead one
+/// must not wait for it.
+fn load_in_background(parts: &Arc<Parts>, ebpf: bool) -> Result<()> {
+    let parts = Arc::clone(parts);
+    std::thread::Builder::new()
+        .name("lxcfs-ebpf".to_owned())
+        .spawn(move || {
+            crate::worker::not_urgent();
+            parts.load(ebpf);
+            // It needs megabytes for a moment; a standby may wait for days after it.
+            crate::host::memory::trim();
+        })
+        .context("cannot start the thread that loads eBPF")?;
+    Ok(())
 }
 
 /// What a predecessor left that is not in the engine yet.
@@ -180,18 +223,18 @@ fn activate(
     restored: Restored,
     started: Instant,
 ) -> Result<()> {
-    let engine = &parts.engine;
-    if let Some((tasks, collector)) = &parts.tasks {
+    let sampler = LoadSampler::start(&parts.engine).context("cannot start the sampler")?;
+    let attacher = Arc::new(Attacher::new(&config.mountpoint, EngineOptions::default()));
+    listen(config, parts, requests, &attacher, started)?;
+    parts.ebpf.wait();
+    if let Some((tasks, collector)) = parts.tasks() {
         let removed = |_event| {};
         match Sampler::start(Arc::clone(collector), restored.loads, Box::new(removed)) {
             Ok(sampler) => tasks.use_sampler(sampler),
             Err(error) => tracing::warn!(%error, "tasks are counted at each request only"),
         }
     }
-    let sampler = LoadSampler::start(engine).context("cannot start the sampler")?;
     report_start(config, parts, restored.first);
-    let attacher = Arc::new(Attacher::new(&config.mountpoint, EngineOptions::default()));
-    listen(config, parts, requests, &attacher, started)?;
     let saving = Arc::clone(parts);
     std::thread::Builder::new()
         .name("lxcfs-save".to_owned())
@@ -217,7 +260,7 @@ fn activate(
 
 /// Counts that stand still while there is nothing new to save.
 fn changes(parts: &Parts) -> [u64; 2] {
-    let sampler = parts.tasks.as_ref().and_then(|(tasks, _)| tasks.sampler());
+    let sampler = parts.tasks().and_then(|(tasks, _)| tasks.sampler());
     [
         parts.engine.collector().store.changes(),
         sampler.map_or(0, Sampler::samples),
@@ -225,7 +268,7 @@ fn changes(parts: &Parts) -> [u64; 2] {
 }
 
 fn save(parts: &Parts, store: &HistoryStore) {
-    let sampler = parts.tasks.as_ref().and_then(|(tasks, _)| tasks.sampler());
+    let sampler = parts.tasks().and_then(|(tasks, _)| tasks.sampler());
     let legacy = Legacy {
         host_view: parts.engine.host_view(),
         containers: parts.engine.collector().store.save(),
@@ -250,7 +293,7 @@ fn report_start(config: &Config, parts: &Parts, first: bool) {
             config.mountpoint.display()
         );
     }
-    for feature in parts.features.iter() {
+    for feature in parts.features() {
         if first {
             tracing::info!("{feature}");
         } else {
@@ -277,7 +320,24 @@ fn command_of(engine: &LiveEngine, command: &str) -> Result<String, String> {
 struct HostView(Arc<LiveEngine>);
 
 /// What the eBPF side could not record.
-struct Losses(Arc<bpf::Collector>);
+struct Losses(Arc<Parts>);
+
+/// What eBPF can do.
+struct LateFeatures(Arc<Parts>);
+
+impl std::fmt::Debug for LateFeatures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LateFeatures").finish_non_exhaustive()
+    }
+}
+
+impl Source for LateFeatures {
+    fn figures(&self, out: &mut Figures) {
+        if let Some(ebpf) = self.0.ebpf.get() {
+            Features(Arc::clone(&ebpf.features)).figures(out);
+        }
+    }
+}
 
 impl std::fmt::Debug for Losses {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -287,8 +347,10 @@ impl std::fmt::Debug for Losses {
 
 impl Source for Losses {
     fn figures(&self, out: &mut Figures) {
-        for (table, lost) in self.0.losses() {
-            out.count(BPF_LOSSES, &[table], lost);
+        if let Some((_, collector)) = self.0.tasks() {
+            for (table, lost) in collector.losses() {
+                out.count(BPF_LOSSES, &[table], lost);
+            }
         }
     }
 }
@@ -314,20 +376,18 @@ fn listen(
         READY_DEADLINE,
     ));
     let holder = Arc::new(Holder(holder_socket(config)));
-    let mut sources: Vec<Arc<dyn Source>> = vec![
+    let sources: Vec<Arc<dyn Source>> = vec![
         Arc::new(Build),
         Arc::clone(&requests) as Arc<dyn Source>,
         Arc::clone(parts.engine.fallbacks()) as Arc<dyn Source>,
-        Arc::new(Features(Arc::clone(&parts.features))),
+        Arc::new(LateFeatures(Arc::clone(parts))),
+        Arc::new(Losses(Arc::clone(parts))),
         Arc::new(HostView(Arc::clone(&parts.engine))),
         Arc::clone(&holder) as Arc<dyn Source>,
         Arc::clone(&probe) as Arc<dyn Source>,
         Arc::clone(attacher) as Arc<dyn Source>,
         Arc::new(Process),
     ];
-    if let Some((_, collector)) = &parts.tasks {
-        sources.push(Arc::new(Losses(Arc::clone(collector))));
-    }
     let status = {
         let (config, parts) = (config.clone(), Arc::clone(parts));
         move || status(&config, &parts, &holder, started)
@@ -362,7 +422,7 @@ fn status(config: &Config, parts: &Parts, holder: &Holder, started: Instant) -> 
     let held = holder.status();
     let number = |key: &str| value_of(&held, key).and_then(|value| value.parse::<u64>().ok());
     let features: Vec<_> = parts
-        .features
+        .features()
         .iter()
         .map(|feature| {
             serde_json::json!({

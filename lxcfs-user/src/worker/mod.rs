@@ -77,6 +77,16 @@ pub struct WorkerOptions {
     pub on_command: Option<OnCommand>,
 }
 
+/// Takes the calling thread back to the usual priority, if it started above.
+pub fn not_urgent() {
+    // SAFETY: plain integers; lowering one's own priority needs no privilege.
+    unsafe {
+        if libc::getpriority(libc::PRIO_PROCESS, 0) < 0 {
+            libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        }
+    }
+}
+
 /// Serves `engine` as the worker of the holder that started this process. Returns only when
 /// it cannot start, or was never needed (the holder is gone).
 ///

@@ -148,7 +148,7 @@ impl Drop for Container {
     }
 }
 
-fn only_child_of(pid: u32) -> u32 {
+pub(crate) fn only_child_of(pid: u32) -> u32 {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let end = Instant::now() + Duration::from_secs(30);
     while Instant::now() < end {

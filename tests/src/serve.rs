@@ -408,9 +408,12 @@ impl Seen {
     }
 }
 
-/// A process whose threads read until told to stop.
+/// A container of its own (namespaces), whose only process has threads that read until told to
+/// stop.
 pub struct Readers {
     child: Child,
+    /// The process inside, by the host's numbers.
+    inside: i32,
     output: BufReader<ChildStdout>,
 }
 
@@ -421,24 +424,31 @@ impl Readers {
     /// # Panics
     /// When the program cannot be started.
     pub fn start(mount: &Path, threads: usize) -> Self {
-        let mut child = Command::new(fixture_binary())
+        let mut child = Command::new("unshare")
+            .args("--pid --mount --uts --ipc --cgroup --fork --kill-child --".split(' '))
+            .arg(fixture_binary())
             .args(["read", &mount.to_string_lossy(), &threads.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("cannot start readers: {error}"));
+            .unwrap_or_else(|error| panic!("cannot start unshare (util-linux): {error}"));
         let output = child.stdout.take().unwrap_or_else(|| panic!("no pipe"));
         let mut output = BufReader::new(output);
         // Only now it can be sent signals.
         let mut line = String::new();
         let _short = output.read_line(&mut line);
         assert_eq!(line, "ready\n", "readers did not start");
-        Self { child, output }
+        let inside = crate::container::only_child_of(child.id()).cast_signed();
+        Self {
+            child,
+            inside,
+            output,
+        }
     }
 
     /// Process id, for signals.
     pub fn pid(&self) -> i32 {
-        self.child.id() as i32
+        self.inside
     }
 
     /// Lets them finish what they read and reports. A reader that hangs is a failure.
@@ -459,7 +469,7 @@ impl Readers {
 
     /// Kills the process.
     pub fn kill(mut self) {
-        let _gone = self.child.kill();
+        let _gone = kill(Pid::from_raw(self.inside), Signal::SIGKILL);
         let _reaped = self.child.wait();
     }
 }

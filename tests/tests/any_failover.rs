@@ -1,6 +1,6 @@
 //! Readers never notice that workers or the holder die. `native_failover.rs`
 //! has what depends on speed or on the defaults of the holder's bounds.
-// vm: 6.12/v2 timeout=600
+// vm: all/v2 timeout=600
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
@@ -8,6 +8,7 @@ use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
+use lxcfs_tests::chaos::{self, Plan};
 use lxcfs_tests::fixture::{
     CONSTANT_BYTES, GENERATION_LINES, POISON, check_generation, constant_text,
 };
@@ -18,6 +19,26 @@ use nix::unistd::Pid;
 /// Without the bounds that an emulated machine under load could exceed for no fault of ours.
 fn patient() -> Served {
     Served::with(&["orphan-ms=60000", "probe-ms=0"])
+}
+
+/// Readers of every kind (see `reader::KINDS`: open, read and close; pread on a kept file; 512
+/// bytes at a time; poll) in several containers, some sent signals, some killed themselves.
+/// `native_failover.rs` does the same with more kills.
+#[test]
+fn killed_workers_are_not_noticed() {
+    let served = patient();
+    let plan = Plan {
+        kills: 60,
+        pause: Duration::from_millis(30),
+        processes: 4,
+        threads: 16,
+        hurt_readers: true,
+    };
+    let outcome = chaos::run(&served, plan);
+    println!("{}", outcome.summary());
+    served.assert_unharmed(&outcome.seen);
+    assert!(outcome.replayed > 0, "no request was in flight at any kill");
+    assert_eq!(served.status().number("worker_deaths"), 60);
 }
 
 #[test]

@@ -23,6 +23,18 @@ pub const HANG: &str = "hang";
 /// Control file: the engine cannot be made, so a worker ends at start.
 pub const BROKEN: &str = "broken";
 
+/// What [`build_name`] finds in a program that nobody changed.
+pub const FIRST_BUILD: &str = "fixture build: first";
+/// The same length; a test writes it over the first in a copy of the program.
+pub const OTHER_BUILD: &str = "fixture build: other";
+
+/// Which build this program is.
+pub fn build_name() -> &'static str {
+    static NAME: [u8; FIRST_BUILD.len()] = *b"fixture build: first";
+    // Opaque to the compiler: the bytes in the file count.
+    std::str::from_utf8(std::hint::black_box(&NAME)).unwrap_or("no text")
+}
+
 /// Length of [`constant_text`]: about that of a real meminfo.
 pub const CONSTANT_BYTES: usize = 1503;
 /// Length of `/proc/cpuinfo` here: several reads for most readers.

@@ -30,12 +30,15 @@ pub enum Kind {
 /// All kinds; threads take turns.
 pub const KINDS: [Kind; 4] = [Kind::Reopen, Kind::Keep, Kind::Small, Kind::Long];
 
-/// Reads with `threads` threads until `stop` is set.
-pub fn run(mount: &Path, threads: usize, stop: &Arc<AtomicBool>) -> Seen {
+/// Reads with `threads` threads, each with a pause of `rest` after a text, until `stop` is set.
+pub fn run(mount: &Path, threads: usize, rest: Duration, stop: &Arc<AtomicBool>) -> Seen {
     let handles: Vec<_> = (0..threads)
         .map(|index| {
             let (mount, stop) = (mount.to_path_buf(), stop.clone());
-            std::thread::spawn(move || Reader::new(mount).run(KINDS[index % KINDS.len()], &stop))
+            std::thread::spawn(move || {
+                let kind = KINDS[index % KINDS.len()];
+                Reader::new(mount).run(kind, rest, &stop)
+            })
         })
         .collect();
     let join = |handle: std::thread::JoinHandle<Seen>| {
@@ -70,7 +73,7 @@ impl Reader {
         }
     }
 
-    fn run(mut self, kind: Kind, stop: &AtomicBool) -> Seen {
+    fn run(mut self, kind: Kind, rest: Duration, stop: &AtomicBool) -> Seen {
         while !stop.load(Ordering::Relaxed) {
             let result = match kind {
                 Kind::Reopen => self.reopen(),
@@ -79,7 +82,12 @@ impl Reader {
                 Kind::Long => self.long(),
             };
             match result {
-                Ok(Ok(())) => self.seen.texts += 1,
+                Ok(Ok(())) => {
+                    self.seen.texts += 1;
+                    if !rest.is_zero() {
+                        std::thread::sleep(rest);
+                    }
+                }
                 Ok(Err(wrong)) => {
                     self.seen.wrong += 1;
                     self.note(format!("{kind:?}: {wrong}"));

@@ -174,6 +174,12 @@ impl Served {
         self.dir.path().join("mnt")
     }
 
+    /// The option of the holder, if it was given.
+    pub fn option(&self, option: &str) -> Option<&str> {
+        let mut all = self.options.iter().map(String::as_str);
+        all.find(|given| *given == option)
+    }
+
     /// A file of the mount.
     pub fn file(&self, path: &str) -> PathBuf {
         self.mount().join(path)
@@ -424,10 +430,24 @@ impl Readers {
     /// # Panics
     /// When the program cannot be started.
     pub fn start(mount: &Path, threads: usize) -> Self {
+        Self::start_resting(mount, threads, Duration::ZERO)
+    }
+
+    /// The same, with a pause of `rest` after each text.
+    ///
+    /// # Panics
+    /// When the program cannot be started.
+    pub fn start_resting(mount: &Path, threads: usize, rest: Duration) -> Self {
+        let rest = rest.as_micros().to_string();
         let mut child = Command::new("unshare")
             .args("--pid --mount --uts --ipc --cgroup --fork --kill-child --".split(' '))
             .arg(fixture_binary())
-            .args(["read", &mount.to_string_lossy(), &threads.to_string()])
+            .args([
+                "read",
+                &mount.to_string_lossy(),
+                &threads.to_string(),
+                &rest,
+            ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -1,13 +1,14 @@
 //! Readers never notice that workers die: kills, crashes, hangs, upgrades, loss of the holder.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lxcfs_holder::control::Request;
 use lxcfs_tests::chaos::{self, Plan};
-use lxcfs_tests::fixture::{BROKEN, CONSTANT_BYTES, HANG, constant_text};
+use lxcfs_tests::fixture::{BROKEN, CONSTANT_BYTES, FIRST_BUILD, HANG, OTHER_BUILD, constant_text};
 use lxcfs_tests::serve::{Readers, Served, comm, eventually, fixture_binary};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -118,20 +119,35 @@ fn a_stuck_worker_is_replaced_by_the_watchdog() {
     );
 }
 
-/// A second, different file with the same program.
+/// A second program, which differs from the first in what it says about itself.
 fn another_build(served: &Served) -> PathBuf {
     let path = served.dir().join("serve-fixture-2");
-    fs::copy(fixture_binary(), &path).expect("room for a copy");
+    let mut bytes = fs::read(fixture_binary()).unwrap();
+    let found: Vec<usize> = bytes
+        .windows(FIRST_BUILD.len())
+        .enumerate()
+        .filter(|(_, window)| *window == FIRST_BUILD.as_bytes())
+        .map(|(at, _)| at)
+        .collect();
+    assert!(!found.is_empty(), "{FIRST_BUILD} is not in the program");
+    for at in found {
+        bytes[at..at + OTHER_BUILD.len()].copy_from_slice(OTHER_BUILD.as_bytes());
+    }
+    fs::write(&path, bytes).expect("room for a copy");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
 }
 
 #[test]
 fn upgrades_between_two_builds_are_not_noticed() {
     let served = Served::start();
-    let builds = [another_build(&served), fixture_binary()];
+    let builds = [
+        (another_build(&served), OTHER_BUILD),
+        (fixture_binary(), FIRST_BUILD),
+    ];
     let holder = served.holder();
     let readers = Readers::start(&served.mount(), 16);
-    for (round, build) in builds.iter().cycle().take(10).enumerate() {
+    for (round, (build, name)) in builds.iter().cycle().take(10).enumerate() {
         let answer = served.ask(&Request::Upgrade(build.clone())).unwrap();
         assert!(answer.is_ok(), "{answer:?}");
         let status = served.status();
@@ -141,6 +157,8 @@ fn upgrades_between_two_builds_are_not_noticed() {
             let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
             assert_eq!(&exe, build, "round {round}: process {pid}");
         }
+        let told = served.ask(&Request::Command("who".to_owned())).unwrap();
+        assert_eq!(told.as_deref(), Ok(&*format!("heard who, {name}")));
         if round % 3 == 0 {
             served.kill_worker();
         }
@@ -220,7 +238,8 @@ fn commands_reach_the_daemon_and_strangers_are_told() {
     let answer = served
         .ask(&Request::Command("log-level debug".to_owned()))
         .unwrap();
-    assert_eq!(answer.as_deref(), Ok("heard log-level debug"));
+    let heard = format!("heard log-level debug, {FIRST_BUILD}");
+    assert_eq!(answer.as_deref(), Ok(&*heard));
     // The socket is root's.
     let refused = Command::new("setpriv")
         .args([

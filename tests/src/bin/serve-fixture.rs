@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use lxcfs_holder::HolderOptions;
 use lxcfs_tests::chaos;
-use lxcfs_tests::fixture::Fixture;
+use lxcfs_tests::fixture::{Fixture, build_name};
 use lxcfs_tests::reader;
 use lxcfs_tests::serve::Served;
 use lxcfs_user::worker::{self, WorkerOptions};
@@ -34,8 +34,9 @@ fn main() -> ExitCode {
         }),
         Some("worker") => run_worker(),
         Some("read") => read(args.map(PathBuf::from).collect()),
+        Some("waits") => waits(args.next().and_then(|word| word.to_str()?.parse().ok())),
         Some("chaos") => chaos(args.filter_map(|word| word.into_string().ok()).collect()),
-        _ => Err("usage: serve-fixture hold KEY=VALUE… | worker | read DIR THREADS | chaos KILLS PAUSE_MSEC STANDBY READERS".to_owned()),
+        _ => Err("usage: serve-fixture hold KEY=VALUE… | worker | read DIR THREADS REST_USEC | waits KILLS | chaos KILLS PAUSE_MSEC STANDBY READERS".to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
 
 fn run_worker() -> Result<(), String> {
     let engine = Arc::new(Fixture::from_env()?);
-    let on_command = |text: &str| Ok(format!("heard {text}"));
+    let on_command = |text: &str| Ok(format!("heard {text}, {}", build_name()));
     let options = WorkerOptions {
         on_command: Some(Box::new(on_command)),
         ..Default::default()
@@ -67,13 +68,15 @@ fn run_worker() -> Result<(), String> {
 extern "C" fn interrupted(_signal: i32) {}
 
 fn read(args: Vec<PathBuf>) -> Result<(), String> {
-    let [mount, threads] = args.as_slice() else {
-        return Err("read DIR THREADS".to_owned());
+    let [mount, threads, rest] = args.as_slice() else {
+        return Err("read DIR THREADS REST_USEC".to_owned());
     };
-    let threads = threads
-        .to_string_lossy()
-        .parse::<usize>()
-        .map_err(|e| e.to_string())?;
+    let number = |word: &PathBuf| {
+        let parsed = word.to_string_lossy().parse::<usize>();
+        parsed.map_err(|error| error.to_string())
+    };
+    let (threads, rest) = (number(threads)?, number(rest)?);
+    let rest = Duration::from_micros(rest as u64);
     // A handler without SA_RESTART: signals must interrupt system calls, not this process.
     let action = nix::sys::signal::SigAction::new(
         nix::sys::signal::SigHandler::Handler(interrupted),
@@ -90,7 +93,38 @@ fn read(args: Vec<PathBuf>) -> Result<(), String> {
         told.store(true, Ordering::Relaxed);
     });
     println!("ready");
-    println!("{}", reader::run(mount, threads, &stop).to_line());
+    println!("{}", reader::run(mount, threads, rest, &stop).to_line());
+    Ok(())
+}
+
+/// Prints how long readers wait, by load, with and without a standby.
+fn waits(kills: Option<u32>) -> Result<(), String> {
+    let kills = kills.ok_or("waits KILLS")?;
+    let msec = Duration::from_millis(1);
+    println!(
+        "{kills} kills each; kill to serving p50 p99 | kill to a reader's next answer p50 p99"
+    );
+    for (name, option) in [("warm", "standby=1"), ("cold", "standby=0")] {
+        for (what, readers, rest) in [
+            ("1 reader", 0, msec),
+            ("8 readers with pauses of 1 ms", 8, msec),
+            ("64 readers without pauses", 64, Duration::ZERO),
+        ] {
+            let served = Served::with(&[option]);
+            let seen = chaos::waits(&served, chaos::Load { readers, rest }, kills);
+            let value = |all: &[Duration], percent| {
+                let found = chaos::percentile(all, percent).unwrap_or_default();
+                format!("{:.2} ms", found.as_secs_f64() * 1000.0)
+            };
+            println!(
+                "{name}, {what}: {} {} | {} {}",
+                value(&seen.serving, 50),
+                value(&seen.serving, 99),
+                value(&seen.answered, 50),
+                value(&seen.answered, 99)
+            );
+        }
+    }
     Ok(())
 }
 

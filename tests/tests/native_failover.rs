@@ -122,7 +122,7 @@ fn a_stuck_worker_is_replaced_by_the_watchdog() {
 /// A second program, which differs from the first in what it says about itself.
 fn another_build(served: &Served) -> PathBuf {
     let path = served.dir().join("serve-fixture-2");
-    let mut bytes = fs::read(fixture_binary()).unwrap();
+    let mut bytes = fs::read(fixture_binary()).expect("the program");
     let found: Vec<usize> = bytes
         .windows(FIRST_BUILD.len())
         .enumerate()
@@ -134,7 +134,7 @@ fn another_build(served: &Served) -> PathBuf {
         bytes[at..at + OTHER_BUILD.len()].copy_from_slice(OTHER_BUILD.as_bytes());
     }
     fs::write(&path, bytes).expect("room for a copy");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a mode");
     path
 }
 

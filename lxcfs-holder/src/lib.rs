@@ -43,6 +43,8 @@ pub const FUSE_FD: RawFd = 3;
 pub const STATE_FD: RawFd = 4;
 /// Where a worker finds its channel to the holder.
 pub const CHANNEL_FD: RawFd = 5;
+/// Set in a worker's environment when a service manager starts a new holder if this one dies.
+pub const MANAGED_ENV: &str = "LXCFS_MANAGED";
 /// Process name of the holder.
 pub const HOLDER_COMM: &str = "lxcfs-holder";
 /// Process name of a worker.

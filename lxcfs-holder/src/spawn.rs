@@ -66,6 +66,9 @@ impl Worker {
             .env_remove("LISTEN_FDS")
             .env_remove("LISTEN_PID")
             .env_remove("LISTEN_FDNAMES");
+        if crate::notify::Manager::from_env().present() {
+            command.env(crate::MANAGED_ENV, "1");
+        }
         let score = oom_score_adj.map(str::to_owned);
         // SAFETY: between fork and exec of this single-threaded process; the closure makes
         // system calls only, on numbers that are above the targets (fd::high).

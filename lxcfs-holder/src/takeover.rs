@@ -61,7 +61,14 @@ pub(crate) fn living_holder(state: &State) -> Option<u32> {
         .holder_pid
         .load(std::sync::atomic::Ordering::Relaxed);
     let other = pid != 0 && pid != std::process::id();
-    (other && comm(pid).as_deref() == Some(HOLDER_COMM)).then_some(pid)
+    (other && comm(pid).as_deref() == Some(HOLDER_COMM) && !is_zombie(pid)).then_some(pid)
+}
+
+/// Whether it is dead and only not reaped yet.
+fn is_zombie(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes());
+    matches!(state, Some([b'Z' | b'X', ..]))
 }
 
 /// All workers of connection `number`, to be stopped once a new one is ready.

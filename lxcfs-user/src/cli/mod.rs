@@ -73,7 +73,10 @@ fn run(cli: Cli, arguments: &[OsString]) -> Result<ExitCode> {
         }
         Some(Command::Worker(args)) => {
             let Serve { config, .. } = serve(&args.serve, &args.base_dir)?;
-            daemon::worker::run(&config)?;
+            // Behind the program, `worker` and `--base-dir=`; see `launch`.
+            let words = arguments.get(3..).unwrap_or_default().to_vec();
+            let base_dir = args.base_dir;
+            daemon::worker::run(&config, daemon::launch::Typed { base_dir, words })?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Show(args)) => show::show(&args),

@@ -1,7 +1,10 @@
 //! From the command line to the holder: announce, lock the pidfile, exec.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lxcfs_holder::HolderOptions;
@@ -48,6 +51,41 @@ pub fn launch(config: &Config, notes: &[String], words: &[OsString]) -> Result<(
     let error = lxcfs_holder::exec(&options(config, words));
     let _ = std::fs::remove_file(&config.pidfile);
     Err(error).context("cannot start the holder")
+}
+
+/// The command that started the daemon.
+#[derive(Clone, Debug)]
+pub struct Typed {
+    /// The directory it was given in.
+    pub base_dir: PathBuf,
+    /// Its arguments.
+    pub words: Vec<OsString>,
+}
+
+impl Typed {
+    /// Gives the command once more, after the holder died, until a new holder has taken the
+    /// connection over and ended us. A service manager does so by itself, and would not know ours.
+    pub fn start_again(&self) {
+        if std::env::var_os(lxcfs_holder::MANAGED_ENV).is_some() {
+            return;
+        }
+        tracing::warn!("the holder died; starting another");
+        let mut pause = Duration::from_secs(1);
+        loop {
+            let ended = Command::new("/proc/self/exe")
+                .args(&self.words)
+                .current_dir(&self.base_dir)
+                .stdin(Stdio::null())
+                .process_group(0)
+                .status();
+            match ended {
+                Ok(status) => tracing::warn!(%status, "the other holder ended, too"),
+                Err(error) => tracing::error!(%error, "cannot start lxcfs again"),
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_secs(60));
+        }
+    }
 }
 
 fn options(config: &Config, words: &[OsString]) -> HolderOptions {

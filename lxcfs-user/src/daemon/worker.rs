@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::ebpf::{self, Tasks};
-use super::launch::holder_socket;
+use super::launch::{Typed, holder_socket};
 use super::saved::Legacy;
 use crate::agent::Attacher;
 use crate::attach::EngineOptions;
@@ -109,7 +109,7 @@ pub fn live_options(config: &Config) -> LiveOptions {
 ///
 /// # Errors
 /// When it cannot start; the connection is untouched then.
-pub fn run(config: &Config) -> Result<()> {
+pub fn run(config: &Config, typed: Typed) -> Result<()> {
     let started = Instant::now();
     crate::host::memory::configure();
     log::start(config.log_level, config.log_format);
@@ -150,18 +150,21 @@ pub fn run(config: &Config) -> Result<()> {
     let on_takeover = {
         let (parts, loads) = (Arc::clone(&parts), Arc::clone(&loads));
         Box::new(move |store: &HistoryStore| {
-            let restored = restore(&parts, store);
-            if restored.first {
-                // No reader waits yet, and all features are there when it is said to be ready.
-                parts.ebpf.wait();
-            }
-            let _ = loads.set(restored);
+            let _ = loads.set(restore(&parts, store));
+        })
+    };
+    let before_first = {
+        let parts = Arc::clone(&parts);
+        Box::new(move || {
+            parts.ebpf.wait();
         })
     };
     let options = WorkerOptions {
+        before_first: Some(before_first),
         on_active: Some(on_active),
         on_takeover: Some(on_takeover),
         on_command: Some(on_command),
+        on_orphaned: Some(Box::new(move || typed.start_again())),
     };
     crate::worker::run(options, engine).context("the worker cannot serve")
 }

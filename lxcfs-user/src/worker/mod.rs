@@ -64,9 +64,16 @@ pub type OnTakeover = Box<dyn FnOnce(&HistoryStore) + Send>;
 /// client is told.
 pub type OnCommand = Box<dyn Fn(&str) -> Result<String, String> + Send>;
 
+/// Called when the holder died without ending its workers.
+pub type OnOrphaned = Box<dyn FnOnce() + Send>;
+/// Called before the first worker of a connection says that it is ready.
+pub type BeforeFirst = Box<dyn FnOnce() + Send>;
+
 /// What the daemon wants to know from its worker.
 #[derive(Default)]
 pub struct WorkerOptions {
+    /// Waits for what the others do without at first: nobody reads yet.
+    pub before_first: Option<BeforeFirst>,
     /// Starts samplers and the like; a standby worker must not run them. Called after serving
     /// has begun, on the worker's main thread.
     pub on_active: Option<OnActive>,
@@ -75,6 +82,8 @@ pub struct WorkerOptions {
     pub on_takeover: Option<OnTakeover>,
     /// Handles commands.
     pub on_command: Option<OnCommand>,
+    /// Gets a new holder. The worker serves on, and is replaced by the new holder's.
+    pub on_orphaned: Option<OnOrphaned>,
 }
 
 /// Takes the calling thread back to the usual priority, if it started above.
@@ -104,13 +113,18 @@ pub fn run(options: WorkerOptions, engine: Arc<dyn Engine>) -> Result<(), Worker
         what: "the state memory cannot be used",
         source,
     })?;
+    let mut options = options;
+    if state.header().serving_since_nsec.load(Ordering::Relaxed) == 0
+        && let Some(before_first) = options.before_first.take()
+    {
+        before_first();
+    }
     let worker = Worker::prepare(device, Arc::new(state), channel, engine)?;
     worker.self_test()?;
     worker.report(&Report::Ready);
     let Some(cause) = worker.stand_by() else {
         return Ok(());
     };
-    let mut options = options;
     let serving = worker.activate(cause, options.on_takeover.take())?;
     serving.serve(options);
     Ok(())
@@ -358,6 +372,9 @@ impl Worker {
             }
         }
         // The holder is gone. Readers need not know; a successor will find us.
+        if let Some(on_orphaned) = options.on_orphaned {
+            on_orphaned();
+        }
         self.server.join();
     }
 }

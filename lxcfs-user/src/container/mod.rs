@@ -1,13 +1,15 @@
 //! From the thread that asks to the container it belongs to.
 //!
 //! [`cgroup_path`] and [`boundary`] decide and are pure; [`facts`] gathers what they need
-//! from `/proc`, and [`resolve`] remembers the outcome.
+//! from `/proc`, and [`resolve`] remembers the outcome
+//! (`threads`: by thread).
 
 pub mod boundary;
 pub mod cgroup_path;
 pub mod facts;
 pub mod pidfd;
 pub mod resolve;
+mod threads;
 
 use std::sync::Arc;
 

@@ -1,7 +1,6 @@
 //! From a thread id to its container, remembered.
 //!
-//! Three tables. *Threads*: a thread seen before is recognised through a kept descriptor
-//! that belongs to the task and not to its number, and that tells its present cgroup.
+//! Three tables. [`Threads`]: what was found of a thread seen before.
 //! *Callers*: threads of one cgroup and the same namespaces are in the same container.
 //! *Containers*: one object per cgroup, however it was found.
 //!
@@ -10,14 +9,11 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::File;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::cgroup::layout::{Layout, LayoutError};
 use crate::cgroup::reader::{ReadError, Reader, read_all};
@@ -29,13 +25,11 @@ use crate::policy::BoundaryPolicy;
 
 use super::boundary::{self, Boundary, CallerFacts, Paths, Rule};
 use super::facts::{self, InitSource, Namespaces, Pin, Task};
+use super::threads::{Seen, Threads, Witness, hash_of};
 use super::{CgroupKey, Container, pidfd};
 
 /// How long a thread's namespaces are taken as unchanged; its cgroup is always asked.
 const RECHECK: Duration = Duration::from_secs(1);
-/// Threads remembered, each with one descriptor.
-const MAX_THREADS: usize = 2048;
-const SHARDS: usize = 16;
 /// Combinations of cgroup and namespaces remembered.
 const MAX_CALLERS: usize = 8192;
 
@@ -98,59 +92,6 @@ impl Cgroups {
     }
 }
 
-/// What recognises a thread.
-#[derive(Debug)]
-enum Witness {
-    /// `PIDFD_GET_INFO` on a pidfd: the v2 cgroup id. Enough where v2 is all there is.
-    Pidfd(OwnedFd, u64),
-    /// A kept `/proc/TID/cgroup` and the hash of its text.
-    File(File, u64),
-}
-
-impl Witness {
-    fn still_holds(&self) -> bool {
-        match self {
-            Self::Pidfd(fd, id) => pidfd::info(fd).is_ok_and(|info| info.cgroup_id == *id),
-            Self::File(file, hash) => read_all(file, true, hash_of).is_ok_and(|now| now == *hash),
-        }
-    }
-}
-
-fn hash_of(text: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish()
-}
-
-#[derive(Debug)]
-struct Seen {
-    witness: Witness,
-    /// Tells cheaply that the task still lives, where the witness is a file.
-    pidfd: Option<OwnedFd>,
-    view: View,
-    since: Instant,
-    /// When the witness held last, in nanoseconds after `since`.
-    held: AtomicU64,
-}
-
-impl Seen {
-    /// Whether the thread is the one remembered, in the cgroup remembered. A move to
-    /// another cgroup may go unnoticed for `grace`; another task never does.
-    fn still_holds(&self, grace: Duration) -> bool {
-        let age = self.since.elapsed();
-        let held = Duration::from_nanos(self.held.load(Ordering::Relaxed));
-        if age.saturating_sub(held) < grace && self.pidfd.as_ref().is_some_and(pidfd::is_alive) {
-            return true;
-        }
-        let holds = self.witness.still_holds();
-        if holds {
-            let age = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
-            self.held.store(age, Ordering::Relaxed);
-        }
-        holds
-    }
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct CallerKey {
     cgroups: Paths,
@@ -176,7 +117,7 @@ pub struct Resolver {
     has_pidfd_info: AtomicBool,
     /// How long a move of a thread to another cgroup may go unnoticed.
     grace: Duration,
-    threads: [Mutex<HashMap<u32, Arc<Seen>>>; SHARDS],
+    threads: Threads,
     callers: Mutex<HashMap<CallerKey, Known>>,
     containers: Mutex<HashMap<CgroupKey, Arc<Container>>>,
     pins: Mutex<HashMap<u64, std::sync::Weak<Pin>>>,
@@ -223,7 +164,7 @@ impl Resolver {
             policy,
             has_pidfd_info: AtomicBool::new(true),
             grace,
-            threads: Default::default(),
+            threads: Threads::default(),
             callers: Mutex::default(),
             containers: Mutex::default(),
             pins: Mutex::default(),
@@ -250,10 +191,6 @@ impl Resolver {
         self.fallbacks.count(fallback);
     }
 
-    fn shard(&self, tid: u32) -> MutexGuard<'_, HashMap<u32, Arc<Seen>>> {
-        lock(&self.threads[tid as usize % SHARDS])
-    }
-
     /// Whose view the thread `tid` gets.
     ///
     /// # Errors
@@ -265,10 +202,9 @@ impl Resolver {
                 reason: "it is in a PID namespace that the mount's does not contain",
             });
         }
-        let seen = self.shard(tid).get(&tid).cloned();
-        if let Some(seen) = seen
+        if let Some(seen) = self.threads.get(tid)
             && seen.still_holds(self.grace)
-            && seen.since.elapsed() < RECHECK
+            && seen.age() < RECHECK
         {
             return Ok(seen.view.clone());
         }
@@ -310,20 +246,10 @@ impl Resolver {
             Some(witness) => (witness, None),
             None => (Witness::File(file, hash), pidfd::open(tid).ok()),
         };
-        let seen = Seen {
-            witness,
-            pidfd,
-            view: view.clone(),
-            since: Instant::now(),
-            held: AtomicU64::new(0),
-        };
         // The pidfd was opened by number: it is of the same task if that still has it.
         if task.stat().is_ok() {
-            let mut shard = self.shard(tid);
-            if shard.len() >= MAX_THREADS / SHARDS {
-                make_room(&mut shard);
-            }
-            shard.insert(tid, Arc::new(seen));
+            self.threads
+                .insert(tid, Seen::new(witness, pidfd, view.clone()));
         }
         Ok(view)
     }
@@ -527,9 +453,7 @@ impl Resolver {
     /// Drops everything that refers to a container, because its cgroup is gone.
     pub fn forget(&self, container: &Arc<Container>) {
         let is_it = |view: &View| matches!(view, View::Container(caller) if Arc::ptr_eq(&caller.container, container));
-        for shard in &self.threads {
-            lock(shard).retain(|_, seen| !is_it(&seen.view));
-        }
+        self.threads.retain(|seen| !is_it(&seen.view));
         lock(&self.callers).retain(|_, known| !is_it(&known.view));
         let mut containers = lock(&self.containers);
         if containers
@@ -548,17 +472,7 @@ impl Resolver {
     /// To be called every few seconds: lets go of exited threads, removed cgroups and
     /// descriptors nobody uses, and notices changed mounts. Returns the containers gone.
     pub fn sweep(&self) -> Vec<CgroupKey> {
-        for shard in &self.threads {
-            let seen: Vec<_> = lock(shard)
-                .iter()
-                .map(|(tid, seen)| (*tid, seen.clone()))
-                .collect();
-            for (tid, seen) in seen {
-                if !seen.witness.still_holds() {
-                    lock(shard).remove(&tid);
-                }
-            }
-        }
+        self.threads.sweep();
         let mut gone = Vec::new();
         for container in self.containers() {
             if !container.is_alive() {
@@ -616,9 +530,7 @@ impl Resolver {
         }
         self.count(Fallback::LayoutChanged);
         *self.cgroups.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
-        for shard in &self.threads {
-            lock(shard).clear();
-        }
+        self.threads.retain(|_| false);
         lock(&self.callers).clear();
         lock(&self.containers).clear();
     }
@@ -627,18 +539,9 @@ impl Resolver {
     #[must_use]
     pub fn sizes(&self) -> [usize; 3] {
         [
-            self.threads.iter().map(|shard| lock(shard).len()).sum(),
+            self.threads.len(),
             lock(&self.callers).len(),
             lock(&self.containers).len(),
         ]
-    }
-}
-
-/// Lets go of the older half.
-fn make_room(shard: &mut HashMap<u32, Arc<Seen>>) {
-    let mut ages: Vec<_> = shard.values().map(|seen| seen.since).collect();
-    ages.sort_unstable();
-    if let Some(middle) = ages.get(ages.len() / 2).copied() {
-        shard.retain(|_, seen| seen.since > middle);
     }
 }

@@ -165,13 +165,7 @@ fn values_with(policy: &ViewPolicy, case: &str, path: &str, label: &str) -> Vec<
 
 #[test]
 fn a_process_of_the_host_reads_what_the_kernel_wrote() {
-    let mut hosts = 0;
     for (directory, capture) in captures() {
-        // The oldest records have nothing of the host's processes.
-        if capture.recorded("proc/1/cgroup").is_none() {
-            continue;
-        }
-        hosts += 1;
         let mut same = 0;
         for entry in CATALOGUE {
             let Kind::File(_) = entry.kind else { continue };
@@ -187,7 +181,6 @@ fn a_process_of_the_host_reads_what_the_kernel_wrote() {
         }
         assert!(same >= 18, "{}: only {same} files", directory.display());
     }
-    assert!(hosts >= 7, "only {hosts} records of a host");
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! `cargo xtask tidy`: the rules that no compiler checks, over the text of the tree.
 
+mod faults;
 mod rules;
 mod source;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -14,7 +16,7 @@ use lxcfs_common::catalogue::{CATALOGUE, Entry, Kind};
 use crate::command::{output, repository};
 use crate::test::plan;
 
-/// Checks import rules, layers, file sizes test declarations and the documented files.
+/// Checks import rules, layers, file sizes, test declarations, the documented files and faults.
 #[derive(Parser)]
 pub(crate) struct Args {}
 
@@ -49,6 +51,7 @@ fn violations(top: &Path) -> Result<Vec<String>> {
         .args(["-c", "safe.directory=*", "ls-files"])
         .args(["--cached", "--others", "--exclude-standard"]);
     let mut wrong = Vec::new();
+    let mut tests = BTreeSet::new();
     for path in output(&mut git)?.lines() {
         // A file deleted but not yet committed is still listed.
         let Ok(text) = fs::read_to_string(top.join(path)) else {
@@ -56,6 +59,7 @@ fn violations(top: &Path) -> Result<Vec<String>> {
         };
         if path.ends_with(".rs") {
             wrong.extend(rules::check(path, &text));
+            tests.append(&mut faults::tests(&text));
         }
         if path.ends_with("Cargo.toml") {
             wrong.extend(check_dependencies(path, &text));
@@ -71,6 +75,9 @@ fn violations(top: &Path) -> Result<Vec<String>> {
     let page = "docs/virtual-files.md";
     let text = fs::read_to_string(top.join(page)).with_context(|| format!("cannot read {page}"))?;
     wrong.extend(check_catalogue(page, &text, CATALOGUE));
+    let page = "docs/faults.md";
+    let text = fs::read_to_string(top.join(page)).with_context(|| format!("cannot read {page}"))?;
+    wrong.extend(faults::check(page, &text, &tests));
     Ok(wrong)
 }
 

@@ -5,6 +5,8 @@
 //! version, unpacked into a sysroot of our own; `gcc-aarch64-linux-gnu` links. Both link
 //! glibc statically (`+crt-static`): nothing of ours loads a library or looks a name up,
 //! which is what static glibc cannot do well.
+//!
+//! Debian has no standard library for musl. Who has rustup's builds it with `--libc musl`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,9 +25,21 @@ pub(crate) struct Args {
     /// Which processors (both when none is named).
     #[arg(long, value_enum)]
     arch: Vec<Arch>,
+    /// Which C library; musl needs `rustup target add`.
+    #[arg(long, value_enum, default_value_t = Libc::Gnu)]
+    libc: Libc,
     /// Build without optimisation: to try the route, not to ship.
     #[arg(long)]
     debug: bool,
+}
+
+/// A C library to link statically.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Libc {
+    /// glibc
+    Gnu,
+    /// musl
+    Musl,
 }
 
 /// A processor we ship for, in the words of container images.
@@ -47,10 +61,12 @@ impl Arch {
         }
     }
 
-    const fn target(self) -> &'static str {
-        match self {
-            Self::Amd64 => "x86_64-unknown-linux-gnu",
-            Self::Arm64 => "aarch64-unknown-linux-gnu",
+    const fn target(self, libc: Libc) -> &'static str {
+        match (self, libc) {
+            (Self::Amd64, Libc::Gnu) => "x86_64-unknown-linux-gnu",
+            (Self::Arm64, Libc::Gnu) => "aarch64-unknown-linux-gnu",
+            (Self::Amd64, Libc::Musl) => "x86_64-unknown-linux-musl",
+            (Self::Arm64, Libc::Musl) => "aarch64-unknown-linux-musl",
         }
     }
 
@@ -63,7 +79,8 @@ impl Arch {
 
     /// Whether this machine runs its binaries without help.
     fn is_native(self) -> bool {
-        std::env::consts::ARCH == self.target().split('-').next().unwrap_or_default()
+        let target = self.target(Libc::Gnu);
+        std::env::consts::ARCH == target.split('-').next().unwrap_or_default()
     }
 }
 
@@ -83,14 +100,15 @@ impl Args {
             &self.arch
         };
         for arch in archs {
-            build(*arch, self.debug)?;
+            build(*arch, self.libc, self.debug)?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn build(arch: Arch, debug: bool) -> Result<()> {
-    println!("Building static binaries for {}", arch.name());
+fn build(arch: Arch, libc: Libc, debug: bool) -> Result<()> {
+    let target = arch.target(libc);
+    println!("Building static binaries for {}: {target}", arch.name());
     let mut cargo = cargo();
     // A target directory of its own: another compiler must not invalidate the usual one.
     let target_dir = repository().join("target/static").join(arch.name());
@@ -104,14 +122,25 @@ fn build(arch: Arch, debug: bool) -> Result<()> {
             "-p",
             "lxcfs-kube",
         ])
-        .args(["--target", arch.target()])
+        .args(["--target", target])
         .arg("--target-dir")
         .arg(&target_dir);
     if !debug {
         cargo.arg("--release");
     }
     let mut flags = "-C target-feature=+crt-static".to_owned();
-    if arch == Arch::Arm64 && !arch.is_native() {
+    if libc == Libc::Musl {
+        require_standard_library(target)?;
+        if !arch.is_native() {
+            let (upper, lower) = (
+                target.to_uppercase().replace('-', "_"),
+                target.replace('-', "_"),
+            );
+            cargo
+                .env(format!("CARGO_TARGET_{upper}_LINKER"), cross("gcc", arch))
+                .env(format!("CC_{lower}"), cross("gcc", arch));
+        }
+    } else if arch == Arch::Arm64 && !arch.is_native() {
         flags += &format!(" --sysroot {}", arm64_sysroot()?.display());
         cargo
             .env("RUSTC", "/usr/bin/rustc")
@@ -128,13 +157,10 @@ fn build(arch: Arch, debug: bool) -> Result<()> {
     let out = directory(arch);
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     for name in BINARIES {
-        let from = target_dir.join(arch.target()).join(profile).join(name);
+        let from = target_dir.join(target).join(profile).join(name);
         let to = out.join(name);
         fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
-        let mut strip = Command::new(match arch {
-            Arch::Arm64 if !arch.is_native() => "aarch64-linux-gnu-strip",
-            _ => "strip",
-        });
+        let mut strip = Command::new(cross("strip", arch));
         run(strip.arg(&to))?;
         check(&to, arch)?;
         println!(
@@ -143,6 +169,25 @@ fn build(arch: Arch, debug: bool) -> Result<()> {
             fs::metadata(&to)?.len() / 1024,
             starts(&to, arch)?
         );
+    }
+    Ok(())
+}
+
+/// A tool of Debian's for binaries of this processor.
+fn cross(tool: &str, arch: Arch) -> String {
+    match arch {
+        Arch::Arm64 if !arch.is_native() => format!("aarch64-linux-gnu-{tool}"),
+        _ => tool.to_owned(),
+    }
+}
+
+/// Fails unless the compiler in use has this target's standard library.
+fn require_standard_library(target: &str) -> Result<()> {
+    let mut rustc = Command::new("rustc");
+    rustc.current_dir(repository());
+    let found = output(rustc.args(["--print", "target-libdir", "--target", target]))?;
+    if !Path::new(found.trim()).exists() {
+        bail!("{target} has no standard library here: rustup target add {target}");
     }
     Ok(())
 }

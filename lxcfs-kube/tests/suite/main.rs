@@ -4,6 +4,7 @@
 
 mod api;
 mod common;
+mod complete;
 mod generated;
 mod manifests;
 mod mutation;

@@ -476,22 +476,33 @@ pub fn io(chain: &Chain) -> Found<Decided<Vec<IoDevice>>> {
         });
     }
     for (levels_up, dir) in below_root(chain) {
+        let mut first = None;
         for (bytes_file, count_file) in [
             (v1::file::IO_BYTES_RECURSIVE, v1::file::IO_COUNT_RECURSIVE),
+            // Later kernels count in `blk-throttle.c` only where a limit is set (seen on 6.1
+            // and 6.18); the scheduler BFQ counts by itself.
+            (v1::file::BFQ_BYTES, v1::file::BFQ_COUNT),
             (v1::file::IO_BYTES, v1::file::IO_COUNT),
         ] {
             let Some(bytes) = dir.read(bytes_file, str::to_owned)? else {
                 continue;
             };
             let counts = dir.read(count_file, str::to_owned)?.unwrap_or_default();
-            return Ok(Some(Decided {
+            let found = Decided {
                 value: v1::io(&bytes, &counts),
                 origin: Origin::Cgroup {
                     controller: Controller::Io,
                     levels_up,
                     file: bytes_file,
                 },
-            }));
+            };
+            if !found.value.is_empty() {
+                return Ok(Some(found));
+            }
+            first.get_or_insert(found);
+        }
+        if first.is_some() {
+            return Ok(first);
         }
     }
     Ok(None)

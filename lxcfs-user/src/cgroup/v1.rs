@@ -27,6 +27,8 @@ pub mod file {
     pub const IO_BYTES: &str = "blkio.throttle.io_service_bytes";
     pub const IO_COUNT_RECURSIVE: &str = "blkio.throttle.io_serviced_recursive";
     pub const IO_COUNT: &str = "blkio.throttle.io_serviced";
+    pub const BFQ_BYTES: &str = "blkio.bfq.io_service_bytes_recursive";
+    pub const BFQ_COUNT: &str = "blkio.bfq.io_serviced_recursive";
     pub const PROCS: &str = "cgroup.procs";
     pub const THREADS: &str = "tasks";
     /// There in every cgroup, the root included, and cheap: tells whether it still exists.
@@ -127,7 +129,7 @@ pub fn usage(usage: &str, stat: &str) -> Option<(Nsec, Nsec, Nsec)> {
     Some((Nsec(usage), Nsec(user), Nsec(usage - user)))
 }
 
-/// The two `blkio.throttle` files; a device that neither counts is left out.
+/// The two files of `blkio.throttle` or `blkio.bfq`; a device that neither counts is left out.
 #[must_use]
 pub fn io(bytes: &str, counts: &str) -> Vec<IoDevice> {
     let mut devices: BTreeMap<(u32, u32), IoDevice> = BTreeMap::new();

@@ -281,3 +281,30 @@ fn v1_devices_prefer_the_recursive_files() {
     assert_eq!(found.value[0].read_bytes, Bytes(9));
     assert_eq!(found.value[0].reads, 2);
 }
+
+#[test]
+fn v1_devices_come_from_bfq_where_throttling_counts_nothing() {
+    // Kernels 6.1 and 6.18 without a throttle limit, as recorded.
+    let throttle = [
+        ("c/blkio.throttle.io_service_bytes_recursive", "Total 0\n"),
+        (
+            "c/blkio.throttle.io_serviced_recursive",
+            "254:0 Read 0\n254:0 Total 0\nTotal 0\n",
+        ),
+    ];
+    let none = io(&v1(&throttle).chain("/c")).unwrap().unwrap();
+    assert!(none.value.is_empty());
+    let file = |found: &Decided<Vec<IoDevice>>| match found.origin {
+        Origin::Cgroup { file, .. } => file,
+        _ => "",
+    };
+    assert_eq!(file(&none), "blkio.throttle.io_service_bytes_recursive");
+    let bfq = [
+        ("c/blkio.bfq.io_service_bytes_recursive", "8:0 Read 4096\n"),
+        ("c/blkio.bfq.io_serviced_recursive", "8:0 Read 1\n"),
+    ];
+    let both: Vec<_> = throttle.into_iter().chain(bfq).collect();
+    let found = io(&v1(&both).chain("/c")).unwrap().unwrap();
+    assert_eq!(found.value[0].read_bytes, Bytes(4096));
+    assert_eq!(file(&found), "blkio.bfq.io_service_bytes_recursive");
+}

@@ -13,6 +13,7 @@ pub mod reader;
 pub mod scratch;
 pub mod serve;
 pub mod subject;
+pub mod versus;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,8 +1,6 @@
 //! Ours beside Debian's C lxcfs, read by one container: every line that differs is explained in
 //! the last table of `docs/virtual-files.md`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![cfg(feature = "vm-tests")]
-// vm: 6.1/v1 swap=512 timeout=900
 
 mod compare;
 mod facts;
@@ -14,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use compare::{Difference, Documented, differences, missing_from};
 use facts::{Facts, facts};
-use lxcfs_tests::cgroup::{Layout, layout};
-use lxcfs_tests::container::Shape;
-use lxcfs_tests::{Burner, Container, Lxcfs, TestCgroup};
 use nix::mount::{MntFlags, umount2};
 use tempfile::TempDir;
+
+use crate::container::Shape;
+use crate::{Burner, Container, Lxcfs, TestCgroup};
 
 /// A value moves while it is read; a line differs only when it does in every one of these.
 const READINGS: usize = 5;
@@ -192,7 +190,13 @@ fn look(
     found
 }
 
-fn compare_with(program: &str, version: &str) {
+/// Fails for every difference from C lxcfs that the table does not have.
+///
+/// `version` is how the table names it, as in `5.0.3 v2`.
+///
+/// # Panics
+/// With those lines; and when either of both does not serve.
+pub fn compare_with(program: &str, version: &str) {
     let cgroup = TestCgroup::new("versus");
     cgroup.limit_memory(192 << 20);
     cgroup.limit_swap(192 << 20, 64 << 20);
@@ -237,13 +241,4 @@ fn compare_with(program: &str, version: &str) {
         unexplained.join("\n")
     );
     ours.stop();
-}
-
-#[test]
-fn every_difference_from_the_last_c_lxcfs_with_v1_is_explained() {
-    let version = match layout() {
-        Layout::V2 => "5.0.3 v2",
-        Layout::V1 | Layout::Hybrid => "5.0.3 v1",
-    };
-    compare_with("lxcfs-bookworm", version);
 }

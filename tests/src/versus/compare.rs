@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use crate::facts::Facts;
+use super::facts::Facts;
 
 /// A fact that is not the same on both mounts. Two are equal when they are of the same line.
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 //! Containers that podman and an OCI runtime make.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
@@ -16,6 +16,7 @@ use crate::container::successful;
 pub struct Podman {
     runtime: String,
     directory: TempDir,
+    hooks: Option<PathBuf>,
     cgroup: TestCgroup,
 }
 
@@ -28,12 +29,26 @@ impl Podman {
     /// # Panics
     /// When podman fails; the message holds its standard error.
     pub fn start(runtime: &str, arguments: &[&str]) -> Self {
+        Self::start_with(runtime, None, arguments, &["sleep", "infinity"])
+    }
+
+    /// Starts `program` with the OCI hooks that a directory describes.
+    ///
+    /// # Panics
+    /// When podman fails; the message holds its standard error.
+    pub fn start_with(
+        runtime: &str,
+        hooks: Option<&Path>,
+        arguments: &[&str],
+        program: &[&str],
+    ) -> Self {
         let directory = TempDir::with_prefix("lxcfs-")
             .unwrap_or_else(|error| panic!("no temporary directory: {error}"));
         let cgroup = TestCgroup::new("podman");
         let podman = Self {
             runtime: runtime.to_owned(),
             directory,
+            hooks: hooks.map(Path::to_owned),
             cgroup,
         };
         let mut run = podman.command("run");
@@ -47,8 +62,7 @@ impl Podman {
         run.arg(format!("--cgroup-parent={}", podman.cgroup.path()));
         // Podman's defaults raise limits, which needs CAP_SYS_RESOURCE.
         run.args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]);
-        run.args(arguments)
-            .args(["--rootfs", "/:O", "sleep", "infinity"]);
+        run.args(arguments).args(["--rootfs", "/:O"]).args(program);
         crate::stdout_of(&mut run);
         podman
     }
@@ -109,6 +123,9 @@ impl Podman {
             .arg("--tmpdir")
             .arg(below("tmp"))
             .args(["--runtime", &self.runtime]);
+        if let Some(hooks) = &self.hooks {
+            command.arg("--hooks-dir").arg(hooks);
+        }
         // Outside virtual machines there is no systemd to ask for cgroups, and no journal.
         command.args(["--cgroup-manager=cgroupfs", "--events-backend=none"]);
         command

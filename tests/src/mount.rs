@@ -31,6 +31,14 @@ impl Lxcfs {
     /// # Panics
     /// When it ends or does not serve in time; the message holds its log.
     pub fn start<S: AsRef<OsStr>>(arguments: &[S]) -> Self {
+        Self::start_by(Command::new(crate::lxcfs_binary()), arguments)
+    }
+
+    /// The same by another command, which ends in becoming `lxcfs`: `setpriv … lxcfs`.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_by<S: AsRef<OsStr>>(mut command: Command, arguments: &[S]) -> Self {
         crate::require_root();
         let directory = TempDir::with_prefix("lxcfs-test-")
             .unwrap_or_else(|error| panic!("no temporary directory: {error}"));
@@ -38,7 +46,7 @@ impl Lxcfs {
         fs::create_dir(&mountpoint).unwrap_or_else(|error| panic!("no mountpoint: {error}"));
         let log = directory.path().join("log");
         let log = File::create(&log).unwrap_or_else(|error| panic!("no log: {error}"));
-        let child = Command::new(crate::lxcfs_binary())
+        let child = command
             .args(arguments)
             .arg("--runtime-dir")
             .arg(directory.path())

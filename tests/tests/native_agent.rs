@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use lxcfs_common::pod::AGENT_CAPABILITIES;
 use lxcfs_tests::serve::eventually;
 use lxcfs_tests::subject::MarkerFs;
-use lxcfs_tests::{Podman, lxcfs_binary, stdout_of};
+use lxcfs_tests::{Lxcfs, Podman, lxcfs_binary, stdout_of};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_marker-fs");
 
@@ -22,13 +22,8 @@ struct Agent {
 impl Agent {
     /// Starts it with no capability but these.
     fn start(dir: &Path, capabilities: &[&str], arguments: &[&str]) -> Self {
-        let named = capabilities.iter().map(|name| name.to_lowercase());
-        let bounds = named.fold("-all".to_owned(), |all, name| all + ",+" + &name);
         let socket = dir.join("agent.sock");
-        let child = Command::new("setpriv")
-            .args(["--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all"])
-            .arg(format!("--bounding-set={bounds}"))
-            .arg(lxcfs_binary())
+        let child = confined(capabilities)
             .args(["agent", "--scan-seconds=1"])
             .arg(format!("--metrics=unix:{}", socket.display()))
             .args(arguments)
@@ -57,19 +52,6 @@ impl Agent {
         let line = text.lines().find_map(|line| line.strip_prefix(name));
         line?.trim().parse().ok()
     }
-
-    /// Its capabilities as the kernel has them: permitted and effective.
-    fn capabilities(&self) -> Vec<u64> {
-        let status = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(status).expect("the agent runs");
-        let masks = status.lines().filter_map(|line| {
-            let mask = line
-                .strip_prefix("CapPrm:")
-                .or_else(|| line.strip_prefix("CapEff:"));
-            u64::from_str_radix(mask?.trim(), 16).ok()
-        });
-        masks.collect()
-    }
 }
 
 impl Drop for Agent {
@@ -79,6 +61,40 @@ impl Drop for Agent {
     }
 }
 
+/// `lxcfs` with no capability but these, and no way to get others.
+fn confined(capabilities: &[&str]) -> Command {
+    let named = capabilities.iter().map(|name| name.to_lowercase());
+    let bounds = named.fold("-all".to_owned(), |all, name| all + ",+" + &name);
+    let mut setpriv = Command::new("setpriv");
+    setpriv
+        .args(["--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all"])
+        .arg(format!("--bounding-set={bounds}"))
+        .arg(lxcfs_binary());
+    setpriv
+}
+
+/// Capabilities as the kernel has them: permitted and effective.
+fn capabilities_of(pid: u32) -> Vec<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let masks = status.lines().filter_map(|line| {
+        let mask = line
+            .strip_prefix("CapPrm:")
+            .or_else(|| line.strip_prefix("CapEff:"));
+        u64::from_str_radix(mask?.trim(), 16).ok()
+    });
+    masks.collect()
+}
+
+/// The first column of the table below a heading of docs/capabilities.md.
+fn documented(heading: &str) -> Vec<&'static str> {
+    let text = include_str!("../../docs/capabilities.md");
+    let (_, section) = text.split_once(heading).expect("the heading");
+    let section = section.split("\n## ").next().unwrap_or(section);
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| "));
+    let names = rows.filter_map(|row| row.split(' ').next());
+    names.filter(|name| *name != "capability").collect()
+}
+
 /// The bits of `capabilities(7)`.
 fn mask(capabilities: &[&str]) -> u64 {
     let bit = |name: &&str| match *name {
@@ -86,6 +102,8 @@ fn mask(capabilities: &[&str]) -> u64 {
         "SYS_CHROOT" => 18,
         "SYS_PTRACE" => 19,
         "SYS_ADMIN" => 21,
+        "PERFMON" => 38,
+        "BPF" => 39,
         other => panic!("no number for {other}"),
     };
     capabilities.iter().map(|name| 1_u64 << bit(name)).sum()
@@ -122,7 +140,7 @@ fn the_manifests_capabilities_are_enough_and_every_answer_is_right() {
         podman.read("/proc/meminfo").starts_with("one ")
     });
     assert_eq!(
-        agent.capabilities(),
+        capabilities_of(agent.child.id()),
         [mask(&AGENT_CAPABILITIES); 2],
         "permitted and effective"
     );
@@ -166,6 +184,63 @@ fn the_manifests_capabilities_are_enough_and_every_answer_is_right() {
     drop(agent);
     assert!(podman.read("/proc/meminfo").starts_with("two "));
     drop(server);
+}
+
+#[test]
+fn the_agents_documented_capabilities_are_those_of_its_manifest() {
+    let mut documented = documented("## The agent");
+    documented.sort_unstable();
+    assert_eq!(documented, AGENT_CAPABILITIES);
+}
+
+/// What a daemon tells of its features, and a container's view.
+fn features(daemon: &Lxcfs) -> Vec<String> {
+    let socket = daemon.runtime_dir().join("lxcfs/control.sock");
+    let mut found = Vec::new();
+    eventually("the control socket", || {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--unix-socket"]).arg(&socket);
+        let output = curl.arg("http://lxcfs/metrics").output();
+        let text = output
+            .expect("curl is missing: apt-get install curl")
+            .stdout;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        found = text
+            .lines()
+            .filter(|line| line.starts_with("lxcfs_feature{"))
+            .map(str::to_owned)
+            .collect();
+        !found.is_empty()
+    });
+    found
+}
+
+#[test]
+fn the_daemons_documented_capabilities_are_enough_for_everything_it_does() {
+    let capabilities = documented("## The daemon");
+    assert!(capabilities.len() > 3, "{capabilities:?}");
+    let free = Lxcfs::start::<&str>(&[]);
+    let expected = features(&free);
+    free.stop();
+    let daemon = Lxcfs::start_by::<&str>(confined(&capabilities), &[]);
+    assert_eq!(capabilities_of(daemon.pid()), [mask(&capabilities); 2]);
+    assert_eq!(features(&daemon), expected);
+    let podman = Podman::start("runc", &["--memory=128m"]);
+    let mut attach = confined(&AGENT_CAPABILITIES);
+    attach
+        .args(["attach", "--pid", &podman.init_pid().to_string(), "--mount"])
+        .arg(daemon.mountpoint());
+    stdout_of(&mut attach);
+    let meminfo = podman.read("/proc/meminfo");
+    assert!(meminfo.contains("MemTotal:         131072 kB"), "{meminfo}");
+    // A lost daemon's mounts are healed by the next one, as confined.
+    daemon.stop();
+    let next = Lxcfs::start_by::<&str>(confined(&capabilities), &[]);
+    eventually("the container to be healed", || {
+        let read = podman.run(&["cat", "/proc/meminfo"]);
+        String::from_utf8_lossy(&read.stdout).contains("131072 kB")
+    });
+    next.stop();
 }
 
 #[test]

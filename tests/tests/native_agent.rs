@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lxcfs_common::pod::AGENT_CAPABILITIES;
 use lxcfs_tests::serve::eventually;
@@ -12,6 +13,12 @@ use lxcfs_tests::subject::MarkerFs;
 use lxcfs_tests::{Lxcfs, Podman, lxcfs_binary, stdout_of};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_marker-fs");
+
+/// Agents and daemons heal every container there is: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// `lxcfs agent` with its listener in a directory of the test; ends with the guard.
 struct Agent {
@@ -125,6 +132,7 @@ fn promtool(text: &str) {
 
 #[test]
 fn the_manifests_capabilities_are_enough_and_every_answer_is_right() {
+    let _alone = alone();
     let dir = tempfile::TempDir::with_prefix("lxcfs-").unwrap();
     let mut server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
     // Its own /proc/stat stays: a file that is left alone for a reason.
@@ -217,6 +225,7 @@ fn features(daemon: &Lxcfs) -> Vec<String> {
 
 #[test]
 fn the_daemons_documented_capabilities_are_enough_for_everything_it_does() {
+    let _alone = alone();
     let capabilities = documented("## The daemon");
     assert!(capabilities.len() > 3, "{capabilities:?}");
     let free = Lxcfs::start::<&str>(&[]);
@@ -245,6 +254,7 @@ fn the_daemons_documented_capabilities_are_enough_for_everything_it_does() {
 
 #[test]
 fn a_capability_less_is_a_failure_with_a_reason_and_the_container_runs_on() {
+    let _alone = alone();
     let dir = tempfile::TempDir::with_prefix("lxcfs-").unwrap();
     let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
     let podman = Podman::start("runc", &[]);
@@ -269,6 +279,7 @@ fn a_capability_less_is_a_failure_with_a_reason_and_the_container_runs_on() {
 
 #[test]
 fn runtimes_that_are_absent_silent_or_hostile_are_counted_and_cost_nothing() {
+    let _alone = alone();
     let dir = tempfile::TempDir::with_prefix("lxcfs-").unwrap();
     let server = MarkerFs::start(SERVER, &dir.path().join("fs"), "one").unwrap();
     let nri = dir.path().join("nri.sock");

@@ -51,7 +51,7 @@ impl Args {
         })?;
         run(cargo()
             .args(["test", "-p", "lxcfs-kube", "--features", "kube-apiserver"])
-            .args(["--test", "apiserver"])
+            .args(["--test", "apiserver", "--", "--show-output"])
             .env("LXCFS_ETCD", etcd.join("usr/bin/etcd"))
             .env("LXCFS_KUBE_APISERVER", server))?;
         Ok(ExitCode::SUCCESS)

@@ -63,6 +63,8 @@ fallbacks! {
     CpuTimeUnknown => "stat", "no_cpu_accounting";
     /// CPU time is known as a total only.
     CpuTimeTotalOnly => "stat", "no_per_cpu_time";
+    /// Forks are not counted: no eBPF, or no PID namespace of its own.
+    ForksUnknown => "stat", "no_fork_count";
     /// Tasks are counted by walking `/proc`.
     TasksByProcfs => "loadavg", "tasks_by_procfs";
     /// Tasks could not be counted.

@@ -194,7 +194,7 @@ fn case(line: &str) -> Case {
             running: number(2),
             uninterruptible: number(3),
             threads: number(4),
-            forks: None,
+            own_last_pid: None,
             newest_pid: None,
             avenrun: None,
         },

@@ -9,6 +9,6 @@ mod records;
 
 pub use layout::{ABSENT, KernelLayout};
 pub use records::{
-    BlockCounters, BlockKey, CarriedKey, CgroupNode, ContainerRecord, CpuTimes, Event, EventKind,
-    LossCounter, MAX_CGROUP_DEPTH, TaskSet,
+    BLOCK_QUEUE, BlockCounters, BlockKey, BlockQueue, CarriedKey, CgroupNode, ContainerRecord,
+    CpuTimes, Event, EventKind, LossCounter, MAX_CGROUP_DEPTH, TaskSet,
 };

@@ -157,12 +157,31 @@ pub struct BlockKey {
     pub major: u32,
     /// Device minor number.
     pub minor: u32,
-    /// 0 read, 1 write, 2 discard, 3 flush: the order of the fields in diskstats.
+    /// 0 read, 1 write, 2 discard: the order of the fields in diskstats. [`BLOCK_QUEUE`]: the
+    /// device's queue; then the counters hold a [`BlockQueue`].
     pub op: u32,
     /// Always 0.
     pub pad: u32,
 }
 const _: () = assert!(size_of::<BlockKey>() == 24);
+
+/// [`BlockKey::op`] of the row that tells how busy the device is.
+pub const BLOCK_QUEUE: u32 = 3;
+
+/// What is under way on a device for a cgroup; shares the table of [`BlockCounters`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct BlockQueue {
+    /// Requests given to the driver.
+    pub started: u64,
+    /// Requests that came back from it, done or put back into the queue.
+    pub finished: u64,
+    /// Time with at least one request under way, nanoseconds.
+    pub busy_nsec: u64,
+    /// When `started` or `finished` last changed, on the monotonic clock.
+    pub changed: u64,
+}
+const _: () = assert!(size_of::<BlockQueue>() == size_of::<BlockCounters>());
 
 /// Counters of completed block requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

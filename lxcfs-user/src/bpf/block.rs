@@ -2,13 +2,14 @@
 //!
 //! The kernel side counts at the cgroup a request is charged to. Here they are added up
 //! over a subtree, and what a removed cgroup did is handed on to its parent, as the kernel
-//! does with `io.stat`.
+//! does with `io.stat`. Children that keep a device busy at the same time add up, so the busy
+//! time of a cgroup with several may exceed the time that passed.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 
-use aya::maps::{HashMap as HashTable, Map, MapData};
-use lxcfs_common::bpf::{BlockCounters, BlockKey};
+use aya::maps::{Array, HashMap as HashTable, Map, MapData};
+use lxcfs_common::bpf::{BLOCK_QUEUE, BlockCounters, BlockKey, BlockQueue};
 
 use super::error::BpfError;
 use super::feature::Feature;
@@ -116,8 +117,19 @@ fn sum<'a>(
     cgroups: &HashSet<u64>,
 ) -> DeviceTimes {
     let mut devices = DeviceTimes::new();
+    // One cgroup may have finished what another started: a request moves with its parent.
+    let mut moves: HashMap<(u32, u32), (u64, u64)> = HashMap::new();
     for (key, counters) in rows.filter(|(key, _)| cgroups.contains(&key.cgroup)) {
         let device = devices.entry((key.major, key.minor)).or_default();
+        if key.op == BLOCK_QUEUE {
+            let queue: BlockQueue = bytemuck::cast(*counters);
+            let (started, finished) = moves.entry((key.major, key.minor)).or_default();
+            *started = started.saturating_add(queue.started);
+            *finished = finished.saturating_add(queue.finished);
+            device.in_flight = started.saturating_sub(*finished);
+            device.io_time = device.io_time.plus(Nsec(queue.busy_nsec));
+            continue;
+        }
         let (merged, time) = match key.op {
             0 => (&mut device.reads_merged, &mut device.read_time),
             1 => (&mut device.writes_merged, &mut device.write_time),
@@ -127,6 +139,20 @@ fn sum<'a>(
         *time = time.plus(Nsec(counters.nsec));
     }
     devices
+}
+
+/// Adds the time a device has been busy since its queue last changed.
+fn run_on(key: BlockKey, counters: &mut BlockCounters, now: Nsec) {
+    if key.op == BLOCK_QUEUE {
+        let mut queue: BlockQueue = bytemuck::cast(*counters);
+        if queue.started > queue.finished {
+            let busy = now.less(Nsec(queue.changed)).0;
+            queue.busy_nsec = queue.busy_nsec.saturating_add(busy);
+        }
+        // What the kernel's next change adds must not be added again here.
+        queue.changed = 0;
+        *counters = bytemuck::cast(queue);
+    }
 }
 
 /// Reader of the counters.
@@ -148,6 +174,15 @@ impl BlockTable {
             .map_err(BpfError::system("duplicating a map descriptor"))?;
         let map = HashTable::try_from(map)
             .map_err(|error| BpfError::library("opening the block counters")(Box::new(error)))?;
+        // From now on every request that is made is seen at both ends.
+        let mut since = loaded
+            .map("BLOCK_SINCE")
+            .and_then(|map| Array::<MapData, u64>::try_from(map).ok())
+            .ok_or_else(off)?;
+        let now = super::clock(libc::CLOCK_MONOTONIC).0;
+        since.set(0, now, 0).map_err(|error| {
+            BpfError::library("setting the start of the block counters")(Box::new(error))
+        })?;
         Ok(Self {
             map,
             fd,
@@ -159,6 +194,9 @@ impl BlockTable {
         let mut rows = Vec::new();
         sys::read_all(self.fd.as_fd(), MAX_ROWS, &mut rows)
             .map_err(BpfError::system("reading the block counters"))?;
+        let now = super::clock(libc::CLOCK_MONOTONIC);
+        rows.iter_mut()
+            .for_each(|(key, counters)| run_on(*key, counters, now));
         Ok(rows)
     }
 
@@ -235,6 +273,41 @@ mod tests {
             (Nsec(10), Nsec(20), Nsec(30))
         );
         assert_eq!((device.reads_merged, device.writes_merged), (2, 2));
+    }
+
+    #[test]
+    fn a_busy_device_shows_what_is_under_way_and_for_how_long() {
+        let key = |cgroup| BlockKey {
+            op: BLOCK_QUEUE,
+            ..row(cgroup, 0, 0).0
+        };
+        let queue = |started, finished, busy_nsec, changed| BlockQueue {
+            started,
+            finished,
+            busy_nsec,
+            changed,
+        };
+        let mut busy: BlockCounters = bytemuck::cast(queue(5, 3, 100, 40));
+        let mut idle: BlockCounters = bytemuck::cast(queue(4, 4, 7, 40));
+        run_on(key(5), &mut busy, Nsec(70));
+        run_on(key(6), &mut idle, Nsec(70));
+        let rows = [(key(5), busy), (key(6), idle)];
+        let devices = sum(
+            rows.iter().map(|(key, counters)| (key, counters)),
+            &HashSet::from([5, 6]),
+        );
+        let device = devices[&(8, 0)];
+        assert_eq!((device.in_flight, device.io_time), (2, Nsec(137)));
+        // Done where it was not started: the parent of a removed cgroup has both.
+        let late = [
+            (key(5), bytemuck::cast(queue(5, 3, 0, 0))),
+            (key(5), bytemuck::cast(queue(0, 2, 0, 0))),
+        ];
+        let devices = sum(
+            late.iter().map(|(key, counters)| (key, counters)),
+            &HashSet::from([5]),
+        );
+        assert_eq!(devices[&(8, 0)].in_flight, 0);
     }
 
     #[test]

@@ -35,6 +35,8 @@ const NAMES: &[&str] = &[
     "btf_trace_cgroup_rmdir",
     "btf_trace_sched_process_exec",
     "btf_trace_block_rq_complete",
+    "btf_trace_block_rq_issue",
+    "btf_trace_block_rq_requeue",
     "btf_trace_block_bio_backmerge",
     "btf_trace_block_bio_frontmerge",
 ];
@@ -81,6 +83,8 @@ pub struct Tracepoints {
     pub sched_process_exec: bool,
     /// `block_rq_complete`
     pub block_rq_complete: bool,
+    /// How many arguments `block_rq_issue` and `block_rq_requeue` give, if they give as many.
+    pub block_moves: Option<u32>,
     /// How many arguments `block_bio_backmerge` and `block_bio_frontmerge` give, if they
     /// agree: 1 (the bio) since 5.11, 3 (queue, request, bio) before.
     pub block_merges: Option<u32>,
@@ -91,6 +95,7 @@ pub fn resolve(bytes: &[u8]) -> Result<KernelTypes, BtfError> {
     let btf = Btf::parse(bytes, |name| {
         NAMES.iter().any(|wanted| wanted.as_bytes() == name)
     })?;
+    let issue_arguments = btf.tracepoint_arguments("block_rq_issue");
     let merge_arguments = btf.tracepoint_arguments("block_bio_backmerge");
     Ok(KernelTypes {
         layout: offsets(&btf),
@@ -108,6 +113,8 @@ pub fn resolve(bytes: &[u8]) -> Result<KernelTypes, BtfError> {
             cgroup_rmdir: btf.tracepoint_arguments("cgroup_rmdir").is_some(),
             sched_process_exec: btf.tracepoint_arguments("sched_process_exec").is_some(),
             block_rq_complete: btf.tracepoint_arguments("block_rq_complete") == Some(3),
+            block_moves: issue_arguments
+                .filter(|_| issue_arguments == btf.tracepoint_arguments("block_rq_requeue")),
             block_merges: merge_arguments
                 .filter(|_| merge_arguments == btf.tracepoint_arguments("block_bio_frontmerge")),
         },

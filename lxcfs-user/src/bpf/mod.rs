@@ -334,9 +334,10 @@ impl Collector {
 
     /// Merges and times per disk of a cgroup with everything below it, removed children
     /// included, since the collector started. `directory` is the cgroup's directory on the
-    /// hierarchy of the io (v1: blkio) controller. `in_flight` and `io_time` stay 0.
+    /// hierarchy of the io (v1: blkio) controller.
     ///
-    /// Source: `block_rq_complete`, `block_bio_backmerge`, `block_bio_frontmerge`.
+    /// Source: `block_rq_issue`, `block_rq_requeue`, `block_rq_complete`,
+    /// `block_bio_backmerge`, `block_bio_frontmerge`.
     ///
     /// # Errors
     /// [`BpfError::Off`], or a failed system call.

@@ -362,13 +362,35 @@ impl Context<'_> {
             (tracepoints.block_merges, self.direct),
             (Some(1), _) | (Some(3), false)
         );
+        let (issue, requeue) = match tracepoints.block_moves {
+            Some(2) => (
+                ("block_issue", "block_issue_old"),
+                ("block_requeue", "block_requeue_old"),
+            ),
+            _ => (
+                ("block_issue", "block_issue_pr"),
+                ("block_requeue", "block_requeue_pr"),
+            ),
+        };
+        let moves_fit = matches!(
+            (tracepoints.block_moves, self.direct),
+            (Some(1), _) | (Some(2), false)
+        );
         self.attached(
             &[
                 ("block_rq_complete", tracepoints.block_rq_complete),
                 ("block_bio_backmerge", fits),
                 ("block_bio_frontmerge", fits),
+                ("block_rq_issue", moves_fit),
+                ("block_rq_requeue", moves_fit),
             ],
-            &[("block_done", "block_done_pr"), backmerge, frontmerge],
+            &[
+                ("block_done", "block_done_pr"),
+                backmerge,
+                frontmerge,
+                issue,
+                requeue,
+            ],
             how,
         )
     }

@@ -184,6 +184,12 @@ impl Collector {
             .map_err(answer_error)?;
         if inputs.has(Inputs::TASKS) {
             snapshot.tasks = self.tasks(&caller.container);
+            let unknown = snapshot.tasks.is_some_and(|tasks| tasks.forks.is_none());
+            // Of the files that show tasks, only stat shows CPU time and forks.
+            self.count_if(
+                unknown && inputs.has(Inputs::CPU_TIME),
+                Fallback::ForksUnknown,
+            );
         }
         if inputs.has(Inputs::AGE) {
             snapshot.age = Some(self.age(container, caller.timens_offset));
@@ -335,7 +341,7 @@ impl Collector {
             running: counts.running,
             uninterruptible: counts.uninterruptible,
             threads: counts.threads,
-            forks: counts.forks,
+            forks: counts.own_last_pid.map(|_| load.forks.total()),
             newest_pid: counts.newest_pid,
             avenrun: counts.avenrun.or(Some(load.average.avenrun())),
             origin: sources.tasks.origin(),

@@ -15,8 +15,8 @@ pub struct TaskCounts {
     pub uninterruptible: u32,
     /// Threads.
     pub threads: u32,
-    /// Processes forked since the container started, where counted.
-    pub forks: Option<u64>,
+    /// The last PID that the container's own PID namespace gave out, where that is known.
+    pub own_last_pid: Option<u32>,
     /// The newest PID as the container sees it.
     pub newest_pid: Option<u32>,
     /// The load averages, where the source keeps them from a container's birth on; else

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::container::CgroupKey;
 use crate::history::cpu::CpuHistory;
+use crate::history::forks::Forks;
 use crate::history::loadavg::LoadAverage;
 use crate::snapshot::Origin;
 use crate::units::Nsec;
@@ -31,6 +32,8 @@ pub struct Start {
 pub struct Load {
     /// The kernel's arithmetic.
     pub average: LoadAverage,
+    /// Forks, from the PIDs that were given out.
+    pub forks: Forks,
     /// The last count and when it was taken.
     pub last: Option<(Nsec, TaskCounts)>,
 }
@@ -86,12 +89,15 @@ impl State {
     pub fn account(&self, now: Nsec, counts: TaskCounts) {
         let mut load = lock(&self.load);
         load.average.advance(now, counts.active());
+        if let Some(pid) = counts.own_last_pid {
+            load.forks.advance(pid);
+        }
         load.last = Some((now, counts));
     }
 }
 
 /// What is carried from one process to the next, per container: bytes of
-/// [`CpuHistory`] and [`LoadAverage`].
+/// [`CpuHistory`], [`LoadAverage`] and [`Forks`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
     /// Whose.
@@ -100,6 +106,8 @@ pub struct Saved {
     pub cpu: Vec<u8>,
     /// [`LoadAverage::to_bytes`].
     pub load: Vec<u8>,
+    /// [`Forks::to_bytes`].
+    pub forks: Vec<u8>,
 }
 
 /// Every container's memory.
@@ -177,10 +185,14 @@ impl Store {
             .collect();
         states
             .into_iter()
-            .map(|(key, state)| Saved {
-                key,
-                cpu: lock(&state.cpu).to_bytes(),
-                load: lock(&state.load).average.to_bytes(),
+            .map(|(key, state)| {
+                let load = *lock(&state.load);
+                Saved {
+                    key,
+                    cpu: lock(&state.cpu).to_bytes(),
+                    load: load.average.to_bytes(),
+                    forks: load.forks.to_bytes(),
+                }
             })
             .collect()
     }
@@ -190,7 +202,9 @@ impl Store {
         for saved in saved {
             let state = self.state(saved.key, now);
             *lock(&state.cpu) = CpuHistory::from_bytes(&saved.cpu);
-            lock(&state.load).average = LoadAverage::from_bytes(&saved.load);
+            let mut load = lock(&state.load);
+            load.average = LoadAverage::from_bytes(&saved.load);
+            load.forks = Forks::from_bytes(&saved.forks);
         }
     }
 }

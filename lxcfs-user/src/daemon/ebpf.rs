@@ -115,7 +115,11 @@ impl Tasks {
                     running: counts.running,
                     uninterruptible: counts.uninterruptible,
                     threads: counts.threads,
-                    forks: None,
+                    // The host's namespace counts the host's forks.
+                    own_last_pid: counts
+                        .last_pid
+                        .filter(|last| last.ns_level > 0)
+                        .map(|last| last.pid),
                     newest_pid: counts.last_pid.map(|last| last.pid),
                     avenrun: self.sampler.get().map(|sampler| sampler.state(id).avenrun),
                 })

@@ -27,7 +27,7 @@ impl Legacy {
         let mut count = 0_u32;
         let mut body = Vec::new();
         for saved in &self.containers {
-            let size = 4 + 8 + 4 + saved.cpu.len() + 4 + saved.load.len();
+            let size = 4 + 8 + 4 + saved.cpu.len() + 4 + saved.load.len() + 4 + saved.forks.len();
             if out.len() + 8 + body.len() + size > capacity {
                 break;
             }
@@ -36,6 +36,7 @@ impl Legacy {
             body.extend_from_slice(&saved.key.inode.to_le_bytes());
             put(&mut body, &saved.cpu);
             put(&mut body, &saved.load);
+            put(&mut body, &saved.forks);
             count += 1;
         }
         out.extend_from_slice(&count.to_le_bytes());
@@ -82,6 +83,7 @@ impl Legacy {
                 key,
                 cpu: get(&mut rest)?.to_vec(),
                 load: get(&mut rest)?.to_vec(),
+                forks: get(&mut rest)?.to_vec(),
             });
         }
         for _ in 0..u32::from_le_bytes(take(&mut rest)?) {
@@ -131,6 +133,7 @@ mod tests {
             },
             cpu: vec![inode as u8; 40],
             load: LoadAverage::default().to_bytes(),
+            forks: vec![7; 32],
         };
         Legacy {
             host_view: true,

@@ -1,10 +1,11 @@
 //! What a view must remember between reads: pure state machines, time passed in.
 //!
-//! Both have a versioned byte form, because they are kept in a memfd that outlives the
+//! All have a versioned byte form, because they are kept in a memfd that outlives the
 //! process. Bytes that are not exactly what `to_bytes` wrote give a fresh state: a crashed
 //! writer must cost some history, never a panic or a counter that jumps.
 
 pub mod cpu;
+pub mod forks;
 pub mod loadavg;
 pub mod loads;
 

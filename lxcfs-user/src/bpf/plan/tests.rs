@@ -22,6 +22,7 @@ fn types() -> KernelTypes {
             cgroup_rmdir: true,
             sched_process_exec: true,
             block_rq_complete: true,
+            block_moves: Some(1),
             block_merges: Some(1),
         },
     }
@@ -219,13 +220,16 @@ fn merges_are_counted_by_the_program_that_fits_the_tracepoint() {
     let mut old = without_subtree((5, 10));
     if let Ok(types) = &mut old.types {
         types.tracepoints.block_merges = Some(3);
+        types.tracepoints.block_moves = Some(2);
     }
     assert_eq!(
         programs(&plan(&old), Feature::BlockTimes),
         [
             "block_done_pr",
             "block_backmerge_old",
-            "block_frontmerge_old"
+            "block_frontmerge_old",
+            "block_issue_old",
+            "block_requeue_old"
         ]
     );
     let unknown = Facts {

@@ -104,13 +104,23 @@ pub(crate) unsafe fn probe_into<T>(target: *mut T, length: u32, source: u64) -> 
     unsafe { generated::bpf_probe_read_kernel(target.cast(), length, source as *const _) == 0 }
 }
 
-/// Counts something that could not be recorded. Not atomic: the order of magnitude counts.
+/// Counts something that could not be recorded; returns how often that happened, 0 when even
+/// that is not known. Not atomic: the order of magnitude counts.
 #[inline(always)]
-pub(crate) fn lose(what: LossCounter) {
-    if let Some(counter) = LOSSES.get_ptr_mut(what as u32) {
-        // SAFETY: the pointer is into the map's value.
-        unsafe { *counter += 1 };
+pub(crate) fn lose(what: LossCounter) -> u64 {
+    let Some(counter) = LOSSES.get_ptr_mut(what as u32) else { return 0 };
+    // SAFETY: the pointer is into the map's value.
+    unsafe {
+        *counter += 1;
+        *counter
     }
+}
+
+/// Whether a loss is worth a line in the log: at each doubling, so that a full table is told
+/// of and does not flood it.
+#[inline(always)]
+pub(crate) fn is_news(lost: u64) -> bool {
+    lost != 0 && lost & (lost - 1) == 0
 }
 
 /// The id of a cgroup, 0 when it cannot be read.

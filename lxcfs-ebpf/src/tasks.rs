@@ -5,11 +5,12 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap},
 };
+use aya_log_ebpf::warn;
 use lxcfs_common::bpf::{CgroupNode, LossCounter, MAX_CGROUP_DEPTH, TaskSet};
 
 use crate::kernel::{
-    Address, Direct, Memory, Probe, cgroup_id, cgroup_parent, known, layout, lose, v1_cgroup,
-    v2_cgroup,
+    Address, Direct, Memory, Probe, cgroup_id, cgroup_parent, is_news, known, layout, lose,
+    v1_cgroup, v2_cgroup,
 };
 
 const TASK_UNINTERRUPTIBLE: u32 = 0x2;
@@ -106,7 +107,10 @@ unsafe fn count<M: Memory>(context: *const TaskIteration) -> i32 {
             entry = TASK_SETS.get_ptr_mut(address);
         }
         let Some(set) = entry else {
-            lose(LossCounter::Tasks);
+            let lost = lose(LossCounter::Tasks);
+            if is_news(lost) {
+                warn!(&(), "the table of tasks is full: {} tasks not counted so far", lost);
+            }
             return 0;
         };
         if (*set).generation != *generation {

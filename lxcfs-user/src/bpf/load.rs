@@ -17,6 +17,10 @@ static OBJECT: &[u8] = include_bytes_aligned!("../../../lxcfs-ebpf/lxcfs.bpf.o")
 /// Entries of the tables that are not used on this machine.
 const UNUSED: u32 = 1;
 
+/// Ring of the programs' log lines. A page of any architecture; the lines are few.
+const LOG_RING: &str = "AYA_LOGS";
+const LOG_RING_BYTES: u32 = 64 * 1024;
+
 /// The offsets as a global of the object.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -85,9 +89,10 @@ pub(super) fn nothing_to_load(plan: &Plan) -> Option<Vec<FeatureState>> {
 
 /// Loads what the plan says. A feature whose programs are refused is off, with the
 /// verifier's last words as the reason; the others are not touched by it.
-pub(super) fn load(plan: &Plan, btf_path: &Path) -> Result<Loaded, String> {
+pub(super) fn load(plan: &Plan, btf_path: &Path, task_sets: u32) -> Result<Loaded, String> {
     let constants = Constants(plan.layout);
     let cpus = plan.layout.gate_cpus.max(1);
+    let log_level = aya_log::Level::Warn as u8;
     let wanted = |feature| {
         plan.decisions
             .iter()
@@ -96,6 +101,9 @@ pub(super) fn load(plan: &Plan, btf_path: &Path) -> Result<Loaded, String> {
     let mut loader = EbpfLoader::new();
     loader
         .override_global("LAYOUT", &constants, true)
+        .override_global(aya_log::LEVEL, &log_level, false)
+        .map_max_entries(LOG_RING, LOG_RING_BYTES)
+        .map_max_entries("TASK_SETS", task_sets)
         .map_max_entries("CPU_OFFSET", cpus)
         .map_max_entries("CPU_OUT", cpus);
     if plan.v1_controller.is_none() {

@@ -17,6 +17,7 @@ mod events;
 mod feature;
 pub mod layout;
 mod load;
+mod log;
 pub mod plan;
 mod probe;
 pub mod rollup;
@@ -53,6 +54,9 @@ pub struct Options {
     pub enabled: bool,
     /// The kernel's type information.
     pub btf: PathBuf,
+    /// Sets of cgroups (`css_set`) whose tasks can be counted: about one per leaf cgroup.
+    /// Tasks in further ones are lost, counted and logged.
+    pub task_sets: u32,
 }
 
 impl Default for Options {
@@ -60,6 +64,7 @@ impl Default for Options {
         Self {
             enabled: true,
             btf: PathBuf::from("/sys/kernel/btf/vmlinux"),
+            task_sets: 32_768,
         }
     }
 }
@@ -83,6 +88,7 @@ struct Inner {
     events: Mutex<Option<EventStream>>,
     block: Option<Mutex<block::BlockTable>>,
     losses: Option<Array<MapData, u64>>,
+    log: Option<Mutex<log::ProgramLog>>,
     /// Programs and the maps nobody took; last, so that the readers go first.
     ebpf: Option<Ebpf>,
 }
@@ -144,7 +150,7 @@ impl Collector {
                 "report it with the kernel version; cgroup files serve meanwhile"
             };
             raise_memlock(facts.kernel);
-            match load::load(&plan, &options.btf) {
+            match load::load(&plan, &options.btf, options.task_sets) {
                 Ok(loaded) => collector.take(loaded, &plan),
                 Err(reason) => load::all_off(&reason, memlock_remedy),
             }
@@ -196,7 +202,14 @@ impl Collector {
                 Err(error) => failed.push((Feature::BlockTimes, error)),
             }
         }
-        let load::Loaded { ebpf, mut states } = loaded;
+        let load::Loaded {
+            mut ebpf,
+            mut states,
+        } = loaded;
+        match log::ProgramLog::open(&mut ebpf) {
+            Ok(log) => self.inner.log = Some(Mutex::new(log)),
+            Err(error) => tracing::warn!(%error, "log lines of eBPF programs are lost"),
+        }
         self.inner.ebpf = Some(ebpf);
         for (feature, error) in failed {
             for state in states.iter_mut().filter(|state| state.name == feature) {
@@ -389,6 +402,13 @@ impl Collector {
                 of(LossCounter::Block).saturating_add(handed_on),
             ),
         ]
+    }
+
+    /// Passes what the programs have logged on to this process's log. Returns the number of
+    /// lines. To be called now and then, off the path of requests.
+    pub fn forward_log(&self) -> u64 {
+        let log = self.inner.log.as_ref();
+        log.map_or(0, |log| lock(log).forward())
     }
 
     /// What each loaded program costs the kernel.

@@ -1,4 +1,4 @@
-//! The thread that samples all tasks every 5 s and keeps the load averages, and that
+//! The thread that samples all tasks when the kernel does, every 5 s, and keeps the load averages, and that
 //! listens to the event ring meanwhile.
 
 use std::io;
@@ -14,7 +14,7 @@ use super::{
     read_lock, write_lock,
 };
 use crate::history::loadavg::LoadAverage;
-use crate::history::loads::{LoadTable, next_deadline};
+use crate::history::loads::{Grid, LoadTable};
 use crate::units::Nsec;
 
 /// Called for each event, on the sampler's thread; must not block.
@@ -59,7 +59,9 @@ impl Sampler {
         on_event: EventHandler,
     ) -> Result<Self, BpfError> {
         let first = collector.sample_tasks()?;
-        let now = clock(libc::CLOCK_MONOTONIC);
+        let timer_list = std::fs::read_to_string("/proc/timer_list").unwrap_or_default();
+        let grid = Grid::new(tick(), &timer_list);
+        let now = grid.last(clock(libc::CLOCK_MONOTONIC));
         let mut loads = LoadTable::default();
         for (cgroup, load) in restored {
             loads.restore(cgroup, load, now);
@@ -85,7 +87,7 @@ impl Sampler {
             std::thread::Builder::new()
                 .name("lxcfs-load".to_owned())
                 .stack_size(256 * 1024)
-                .spawn(move || shared.run(now, events, &stop, &on_event))
+                .spawn(move || shared.run(grid, events, &stop, &on_event))
                 .map_err(BpfError::system("starting the sampler"))?
         };
         Ok(Self {
@@ -173,18 +175,18 @@ impl Drop for Sampler {
 impl Shared {
     fn run(
         &self,
-        start: Nsec,
+        grid: Grid,
         mut events: Option<EventStream>,
         stop: &EventFd,
         on_event: &EventHandler,
     ) {
         let mut online = online_cpus();
         loop {
-            let deadline = next_deadline(start, clock(libc::CLOCK_MONOTONIC));
+            let deadline = grid.next(clock(libc::CLOCK_MONOTONIC));
             if self.listen_until(deadline, events.as_mut(), stop, on_event) {
                 return;
             }
-            let now = clock(libc::CLOCK_MONOTONIC);
+            let now = grid.last(clock(libc::CLOCK_MONOTONIC));
             match self.collector.sample_tasks() {
                 Ok(sample) => self.account(now, sample),
                 Err(error) => {
@@ -194,6 +196,7 @@ impl Shared {
                 }
             }
             self.collector.release_cgroup();
+            self.collector.forward_log();
             if let Err(error) = self.collector.sweep_block() {
                 tracing::warn!(%error, "block counters of removed cgroups stay where they are");
             }
@@ -267,6 +270,17 @@ impl Shared {
             write_lock(&self.loads).forget(id);
         }
     }
+}
+
+/// The kernel's tick: the resolution of its coarse clocks.
+fn tick() -> Nsec {
+    let mut tick = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is valid; the clock exists on every supported kernel.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    Nsec(u64::try_from(tick.tv_nsec).unwrap_or(0))
 }
 
 fn online_cpus() -> Option<String> {

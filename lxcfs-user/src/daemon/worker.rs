@@ -21,7 +21,9 @@ use crate::history::loadavg::LoadAverage;
 use crate::observe::holder::{Holder, value_of};
 use crate::observe::listener::{self, Access, Endpoints};
 use crate::observe::log;
-use crate::observe::metrics::{BPF_LOSSES, Figures, HOST_VIEW, Metrics, Source};
+use crate::observe::metrics::{
+    BPF_CODE_BYTES, BPF_LOSSES, BPF_PROGRAMS, BPF_VERIFIED, Figures, HOST_VIEW, Metrics, Source,
+};
 use crate::observe::probe::MountProbe;
 use crate::observe::requests::{Observed, Requests};
 use crate::observe::sources::{Build, Features, Process};
@@ -45,6 +47,7 @@ pub struct Parts {
 struct Ebpf {
     /// What it can do here, with reason and remedy.
     features: Arc<Vec<FeatureState>>,
+    collector: Arc<bpf::Collector>,
     tasks: Option<(Arc<Tasks>, Arc<bpf::Collector>)>,
 }
 
@@ -80,7 +83,8 @@ impl Parts {
         // Loaded once.
         let _ = self.ebpf.set(Ebpf {
             features: Arc::new(features),
-            tasks: counts.then_some((tasks, collector)),
+            tasks: counts.then(|| (tasks, Arc::clone(&collector))),
+            collector,
         });
     }
 
@@ -322,8 +326,8 @@ fn command_of(engine: &LiveEngine, command: &str) -> Result<String, String> {
 #[derive(Debug)]
 struct HostView(Arc<LiveEngine>);
 
-/// What the eBPF side could not record.
-struct Losses(Arc<Parts>);
+/// The programs in the kernel, and what they could not record.
+struct Programs(Arc<Parts>);
 
 /// What eBPF can do.
 struct LateFeatures(Arc<Parts>);
@@ -342,15 +346,23 @@ impl Source for LateFeatures {
     }
 }
 
-impl std::fmt::Debug for Losses {
+impl std::fmt::Debug for Programs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Losses").finish_non_exhaustive()
+        f.debug_struct("Programs").finish_non_exhaustive()
     }
 }
 
-impl Source for Losses {
+impl Source for Programs {
     fn figures(&self, out: &mut Figures) {
-        if let Some((_, collector)) = self.0.tasks() {
+        if let Some(collector) = self.0.ebpf.get().map(|ebpf| &ebpf.collector) {
+            let programs = collector.programs();
+            out.count(BPF_PROGRAMS, &[], programs.len() as u64);
+            for program in &programs {
+                if let Some(verified) = program.verified {
+                    out.count(BPF_VERIFIED, &[&program.name], u64::from(verified));
+                }
+                out.count(BPF_CODE_BYTES, &[&program.name], u64::from(program.jited));
+            }
             for (table, lost) in collector.losses() {
                 out.count(BPF_LOSSES, &[table], lost);
             }
@@ -384,7 +396,7 @@ fn listen(
         Arc::clone(&requests) as Arc<dyn Source>,
         Arc::clone(parts.engine.fallbacks()) as Arc<dyn Source>,
         Arc::new(LateFeatures(Arc::clone(parts))),
-        Arc::new(Losses(Arc::clone(parts))),
+        Arc::new(Programs(Arc::clone(parts))),
         Arc::new(HostView(Arc::clone(&parts.engine))),
         Arc::clone(&holder) as Arc<dyn Source>,
         Arc::clone(&probe) as Arc<dyn Source>,

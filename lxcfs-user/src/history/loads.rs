@@ -133,12 +133,59 @@ impl<K: Copy + Eq + Hash> LoadTable<K> {
     }
 }
 
-/// The first grid point after `now`, counted from `start`; a sampler that sleeps until it
-/// does not drift, however long a sample takes.
-#[must_use]
-pub const fn next_deadline(start: Nsec, now: Nsec) -> Nsec {
-    let passed = now.less(start).0 / LOAD_PERIOD.0;
-    start.plus(Nsec(passed.saturating_add(1).saturating_mul(LOAD_PERIOD.0)))
+/// When the kernel samples its own load: whenever its tick counter, `jiffies`, reaches a
+/// multiple of `LOAD_FREQ` (5 s and one tick). A sampler that sleeps until the next point does
+/// not drift, however long a sample takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    period: Nsec,
+    /// The tick counter's start on `CLOCK_MONOTONIC`.
+    phase: Nsec,
+}
+
+impl Grid {
+    /// The grid of a kernel with this tick (`1/CONFIG_HZ`), as `/proc/timer_list` tells; when
+    /// it does not, ticks are taken to have begun with the clock, some 100 ms too early.
+    #[must_use]
+    pub fn new(tick: Nsec, timer_list: &str) -> Self {
+        Self {
+            period: Nsec(5_000_000_000).plus(tick),
+            phase: first_tick(tick, timer_list).unwrap_or_default(),
+        }
+    }
+
+    /// Points up to `now`.
+    const fn passed(self, now: Nsec) -> u64 {
+        now.less(self.phase).0 / self.period.0
+    }
+
+    /// The first point after `now`.
+    #[must_use]
+    pub const fn next(self, now: Nsec) -> Nsec {
+        let number = self.passed(now).saturating_add(1);
+        self.phase.plus(Nsec(number.saturating_mul(self.period.0)))
+    }
+
+    /// The time of the last point as [`LoadTable`] counts, whose periods are
+    /// [`LOAD_PERIOD`]s whatever the tick.
+    #[must_use]
+    pub const fn last(self, now: Nsec) -> Nsec {
+        Nsec(self.passed(now).saturating_mul(LOAD_PERIOD.0))
+    }
+}
+
+/// When the tick counter began, from the two clocks that `/proc/timer_list` shows.
+fn first_tick(tick: Nsec, timer_list: &str) -> Option<Nsec> {
+    let value = |head: &str| {
+        let line = timer_list.lines().find_map(|line| line.strip_prefix(head));
+        line?.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    };
+    let hz = 1_000_000_000_u64.checked_div(tick.0)?;
+    // INITIAL_JIFFIES: the 32-bit counter wraps five minutes after the start.
+    let initial = (1_u64 << 32).checked_sub(hz.checked_mul(300)?)?;
+    let ticks = value("jiffies: ")?.checked_sub(initial)?;
+    let began = value("now at ")?.checked_sub(ticks.checked_mul(tick.0)?)?;
+    Some(Nsec(began))
 }
 
 #[cfg(test)]
@@ -210,10 +257,33 @@ mod tests {
     }
 
     #[test]
-    fn deadlines_are_on_the_grid() {
-        let start = Nsec(77);
-        assert_eq!(next_deadline(start, start), Nsec(77 + LOAD_PERIOD.0));
-        let late = Nsec(77 + 2 * LOAD_PERIOD.0 + 5);
-        assert_eq!(next_deadline(start, late), Nsec(77 + 3 * LOAD_PERIOD.0));
+    fn deadlines_are_on_the_kernels_grid() {
+        for tick in [1_000_000, 4_000_000, 10_000_000] {
+            let grid = Grid::new(Nsec(tick), "");
+            let period = 5_000_000_000 + tick;
+            assert_eq!(grid.next(Nsec(0)), Nsec(period));
+            assert_eq!(grid.next(Nsec(2 * period)), Nsec(3 * period));
+            assert_eq!(grid.next(Nsec(2 * period + 5)), Nsec(3 * period));
+            // One point after the other is one period, whatever the tick.
+            let mut load = LoadAverage::first_seen(grid.last(Nsec(7 * period)), 0);
+            for n in 8..20_000 {
+                assert_eq!(load.advance(grid.last(Nsec(n * period + 1)), 1), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn the_grid_starts_with_the_tick_counter() {
+        // As read on a kernel of 250 Hz whose ticks began a quarter of a second late.
+        let text = "Timer List Version: v0.10\nHRTIMER_MAX_CLOCK_BASES: 8\n\
+            now at 14848753932644 nsecs\n\ncpu: 0\njiffies: 4298604422\n";
+        let grid = Grid::new(Nsec(4_000_000), text);
+        let phase = grid.phase.0;
+        assert_eq!(phase, 249_932_644);
+        assert_eq!(grid.next(Nsec(0)).0, phase + LOAD_PERIOD.0);
+        assert_eq!(grid.next(Nsec(phase + 1)).0, phase + LOAD_PERIOD.0);
+        for damaged in ["", "now at 5 nsecs\njiffies: 1\n", "now at x\njiffies: 9\n"] {
+            assert_eq!(Grid::new(Nsec(4_000_000), damaged).phase, Nsec(0));
+        }
     }
 }

@@ -68,7 +68,11 @@ families! {
     FEATURE: Gauge "lxcfs_feature" ["feature", "state"]
         "Always 1; the state of each feature of the collector is in the labels.";
     BPF_PROGRAMS: Gauge "lxcfs_bpf_programs" []
-        "Features of the collector that eBPF programs serve now.";
+        "eBPF programs in the kernel now.";
+    BPF_VERIFIED: Gauge "lxcfs_bpf_verified_instructions" ["program"]
+        "Instructions the verifier went through when the program was loaded (kernel 5.16+).";
+    BPF_CODE_BYTES: Gauge "lxcfs_bpf_code_bytes" ["program"]
+        "Machine code of the program; 0 without the JIT compiler.";
     BPF_LOSSES: Counter "lxcfs_bpf_losses_total" ["table"]
         "What eBPF could not record because a table or the event ring was full.";
     HOST_VIEW: Gauge "lxcfs_host_view" []

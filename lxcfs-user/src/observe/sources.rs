@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use super::metrics::{
-    BPF_PROGRAMS, BUILD_INFO, CPU_SECONDS, FALLBACKS, FEATURE, Figures, RESIDENT_BYTES, START_TIME,
-    Source,
+    BUILD_INFO, CPU_SECONDS, FALLBACKS, FEATURE, Figures, RESIDENT_BYTES, START_TIME, Source,
 };
 use crate::bpf::FeatureState;
 use crate::fallback::Fallbacks;
@@ -37,8 +36,6 @@ impl Source for Features {
             let state = if feature.on { "on" } else { "off" };
             out.count(FEATURE, &[feature.name.name(), state], 1);
         }
-        let on = self.0.iter().filter(|feature| feature.on).count();
-        out.count(BPF_PROGRAMS, &[], on as u64);
     }
 }
 

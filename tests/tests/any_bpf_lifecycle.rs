@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, FromRawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lxcfs_tests::scratch::{Cgroup, Child, Work, collector_with, state_of, wait_until};
 use lxcfs_user::bpf::{Collector, Feature, FeatureState, Options, Sampler};
@@ -263,21 +263,27 @@ fn the_sampler_follows_burners_five_levels_deep_as_the_kernel_would() {
     wait_until("a walk after the start", || {
         sampler.fresh().expect("fresh").counts(top).running == 1
     });
-    assert_eq!(sampler.state(top).avenrun, [0; 3]);
-    let start = Instant::now();
-    wait_until("the first grid point", || sampler.state(top).avenrun[0] > 0);
-    assert!(start.elapsed() < Duration::from_secs(11));
-    // What a kernel shows five seconds after its only task began to run: 0.08 0.02 0.01.
+    // The grid is the kernel's, so its next point may come at any moment.
+    wait_until("a grid point", || sampler.state(top).avenrun[0] > 0);
+    // What a kernel shows five, ten, … seconds after its only task began to run: 0.08 0.02 0.01.
+    let steps = [[164, 34, 11], [315, 68, 22], [454, 101, 33]];
     for level in &levels {
-        assert_eq!(sampler.state(level.id()).avenrun, [164, 34, 11]);
+        let shown = sampler.state(level.id()).avenrun;
+        assert!(
+            steps
+                .iter()
+                .any(|step| shown.iter().zip(step).all(|(a, b)| a.abs_diff(*b) <= 1)),
+            "{shown:?}"
+        );
     }
-    wait_until("the second grid point", || {
-        sampler.state(top).avenrun[0] > 164
+    let before = sampler.state(top).avenrun[0];
+    wait_until("the next grid point", || {
+        sampler.state(top).avenrun[0] > before
     });
-    assert_eq!(sampler.state(top).avenrun[0], 315);
 
     drop(burner);
-    wait_until("the load falls", || sampler.state(top).avenrun[0] < 315);
+    let high = sampler.state(top).avenrun[0];
+    wait_until("the load falls", || sampler.state(top).avenrun[0] < high);
     let exported = sampler.export();
     assert!(
         exported

@@ -173,6 +173,11 @@ fn reads_take_time_at_the_cgroup_that_reads_and_stay_with_its_parent() {
         "{seen} ns here, {host} ms on the whole host"
     );
     assert_eq!(times(&collector, &idle, &disk), IoTimes::default());
+    // One reader, one request at a time: the disk was busy for it while its requests were
+    // with the driver, which is a part of the time they took, and nothing is left there.
+    let all = times(&collector, &reading, &disk);
+    assert!(0 < all.io_time.0 && all.io_time.0 <= seen, "{all:?}");
+    assert_eq!(all.in_flight, 0, "{all:?}");
     assert_eq!(times(&collector, &top, &disk).read_time.0, seen);
 
     drop(reading);

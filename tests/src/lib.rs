@@ -12,6 +12,7 @@ pub mod podman;
 pub mod reader;
 pub mod scratch;
 pub mod serve;
+pub mod states;
 pub mod subject;
 pub mod versus;
 

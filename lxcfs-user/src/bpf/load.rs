@@ -138,6 +138,22 @@ pub(super) fn load(plan: &Plan, btf_path: &Path, task_sets: u32) -> Result<Loade
     Ok(Loaded { ebpf, states })
 }
 
+/// What helps when the kernel takes no part of the object, by the error it gave.
+pub(super) fn remedy_for(reason: &str, kernel: (u32, u32)) -> &'static str {
+    let refused = [libc::EPERM, libc::EACCES, libc::ENOSYS]
+        .into_iter()
+        .any(|errno| reason.contains(&format!("(os error {errno})")));
+    if refused && kernel < (5, 11) {
+        "before 5.11 maps count as locked memory: LimitMEMLOCK=infinity in the unit, or add \
+         CAP_SYS_RESOURCE; and let the seccomp profile allow bpf(2)"
+    } else if refused {
+        "let the seccomp profile and security module allow bpf(2); the kernel needs \
+         CONFIG_BPF_SYSCALL=y"
+    } else {
+        "report it with the kernel version; cgroup files serve meanwhile"
+    }
+}
+
 fn remedy_for_refusal() -> &'static str {
     "report it with the kernel version; nothing else is affected"
 }

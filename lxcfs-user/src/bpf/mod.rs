@@ -143,16 +143,10 @@ impl Collector {
         let states = if let Some(states) = load::nothing_to_load(&plan) {
             states
         } else {
-            let memlock_remedy = if facts.kernel < (5, 11) {
-                "before 5.11 maps count as locked memory: LimitMEMLOCK=infinity in the unit, \
-                 or add CAP_SYS_RESOURCE"
-            } else {
-                "report it with the kernel version; cgroup files serve meanwhile"
-            };
             raise_memlock(facts.kernel);
             match load::load(&plan, &options.btf, options.task_sets) {
                 Ok(loaded) => collector.take(loaded, &plan),
-                Err(reason) => load::all_off(&reason, memlock_remedy),
+                Err(reason) => load::all_off(&reason, load::remedy_for(&reason, facts.kernel)),
             }
         };
         // Parsing BTF takes some 25 MB for a moment; give them back.

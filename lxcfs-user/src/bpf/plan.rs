@@ -164,7 +164,10 @@ fn obstacle(facts: &Facts) -> Option<Decision> {
         })
     };
     if facts.disabled {
-        return off("switched off by --no-ebpf", "");
+        return off(
+            "switched off by --no-ebpf",
+            "start without --no-ebpf (no_ebpf in lxcfs.toml)",
+        );
     }
     if facts.kernel < OBJECT_SINCE {
         let (major, minor) = facts.kernel;

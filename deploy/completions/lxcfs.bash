@@ -182,7 +182,7 @@ _lxcfs() {
             return 0
             ;;
         lxcfs__subcmd__agent)
-            opts="-h --mount --host-mount --nri --docker --no-spec-mounts --scan-seconds --metrics --log-level --log-format --all --namespace --exclude-namespace --cgroup --files --help"
+            opts="-h --mount --host-mount --nri --docker --no-spec-mounts --scan-seconds --no-ebpf --metrics --log-level --log-format --all --namespace --exclude-namespace --cgroup --files --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -442,7 +442,7 @@ _lxcfs() {
             return 0
             ;;
         lxcfs__subcmd__nri)
-            opts="-h --mount --host-mount --nri --docker --no-spec-mounts --scan-seconds --metrics --log-level --log-format --all --namespace --exclude-namespace --cgroup --files --help"
+            opts="-h --mount --host-mount --nri --docker --no-spec-mounts --scan-seconds --no-ebpf --metrics --log-level --log-format --all --namespace --exclude-namespace --cgroup --files --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

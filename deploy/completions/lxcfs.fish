@@ -190,6 +190,7 @@ complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l exclude-namespace 
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l cgroup -d 'Containers whose cgroup path matches, for instance \'/lxc.payload.*\' (repeatable)' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l files -d 'Files for containers that do not choose: meminfo,cpu or -swaps [default: all]' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l no-spec-mounts -d 'Put nothing into container specs: attach everything right before the start'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l no-ebpf -d 'Use no eBPF: containers that no runtime tells of wait for the next scan'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l all -d 'Every container that does not opt out, not only those that ask'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l mount -d 'Attach from this mount' -r -F
@@ -210,6 +211,7 @@ complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l exclude-namespace -d
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l cgroup -d 'Containers whose cgroup path matches, for instance \'/lxc.payload.*\' (repeatable)' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l files -d 'Files for containers that do not choose: meminfo,cpu or -swaps [default: all]' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l no-spec-mounts -d 'Put nothing into container specs: attach everything right before the start'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l no-ebpf -d 'Use no eBPF: containers that no runtime tells of wait for the next scan'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l all -d 'Every container that does not opt out, not only those that ask'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l mount -d 'Attach from this mount' -r -F

@@ -20,6 +20,8 @@ pub enum Method {
     Docker,
     /// An OCI hook.
     Hook,
+    /// The kernel's word that a container's first program starts, by eBPF.
+    Event,
     /// Looking through all processes.
     Scan,
 }
@@ -31,6 +33,7 @@ impl Method {
             Self::Nri => "nri",
             Self::Docker => "docker",
             Self::Hook => "hook",
+            Self::Event => "event",
             Self::Scan => "scan",
         }
     }

@@ -24,6 +24,8 @@ pub struct Known {
     pub nri: AtomicBool,
     /// Whether dockerd tells of every container.
     pub docker: AtomicBool,
+    /// Whether the kernel tells of containers that start.
+    pub events: AtomicBool,
 }
 
 /// Scans a container may be absent from before it is forgotten: a runtime tells of it

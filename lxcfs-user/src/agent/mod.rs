@@ -1,5 +1,5 @@
 //! Owns the node agent: learning of containers from whatever the node offers (NRI, Docker
-//! events, a scan of all processes), deciding by policy, and attaching. Nothing here can
+//! events, the kernel's own word by eBPF, a scan of all processes), deciding by policy, and attaching. Nothing here can
 //! keep a container from starting.
 //!
 //! All sources work side by side. The runtimes' own word comes first, because it carries
@@ -8,6 +8,7 @@
 
 pub mod attacher;
 pub mod docker;
+mod events;
 pub mod health;
 pub mod hook;
 pub mod known;

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::attacher::{Attacher, Job, Method};
 use super::docker::{self, DockerOptions, Inspected, News};
+use super::events::{Started, Wake};
 use super::health::{Health, Runtime};
 use super::known::Known;
 use super::nri::views::Views;
@@ -34,6 +35,8 @@ pub struct AgentOptions {
     pub docker: Option<PathBuf>,
     /// Whether NRI adds mounts to specs, or everything is attached at the start.
     pub mounts_in_spec: bool,
+    /// Whether to listen, by eBPF, for containers that start.
+    pub events: bool,
     /// Time between scans; `None` to rely on the runtimes' word alone.
     pub scan_interval: Option<Duration>,
     /// Time between attempts to reach a runtime.
@@ -51,6 +54,7 @@ impl Default for AgentOptions {
             nri: Some("/var/run/nri/nri.sock".into()),
             docker: Some("/var/run/docker.sock".into()),
             mounts_in_spec: true,
+            events: true,
             scan_interval: Some(Duration::from_secs(10)),
             reconnect: Duration::from_secs(2),
             // Opening the mount and attaching each take at most this: together they stay
@@ -70,6 +74,7 @@ struct Stop {
     changed: Condvar,
     nri: Mutex<Option<UnixStream>>,
     docker: Mutex<Option<oneshot::Sender<()>>>,
+    events: Mutex<Option<Wake>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -99,6 +104,9 @@ impl Stop {
             let _ = socket.shutdown(Shutdown::Both);
         }
         drop(lock(&self.docker).take());
+        if let Some(wake) = lock(&self.events).take() {
+            wake.now();
+        }
     }
 }
 
@@ -144,6 +152,9 @@ impl Agent {
             agent.shared.health.follows(Runtime::Docker);
             agent.spawn("lxcfs-docker", follow_docker)?;
         }
+        if agent.shared.options.events {
+            agent.spawn("lxcfs-events", follow_events)?;
+        }
         if agent.shared.options.scan_interval.is_some() {
             agent.spawn("lxcfs-scan", scan)?;
         }
@@ -184,6 +195,11 @@ impl Agent {
     /// Whether the runtime's NRI is connected.
     pub fn has_nri(&self) -> bool {
         self.shared.known.nri.load(Ordering::Relaxed)
+    }
+
+    /// Whether the kernel tells of containers that start.
+    pub fn has_events(&self) -> bool {
+        self.shared.known.events.load(Ordering::Relaxed)
     }
 
     /// Whether dockerd is connected.
@@ -307,6 +323,33 @@ fn docker_news(shared: &Shared, news: News) {
         .map(|container| docker_job(shared, container))
         .collect();
     carry_out(shared, jobs, Method::Docker);
+}
+
+/// Attaches what the kernel says has just started, in the order NRI, Docker, events, scan: a
+/// container whose runtime is listened to is left to that runtime's word.
+fn follow_events(shared: &Shared) {
+    let mut started = match Started::listen() {
+        Ok(started) => started,
+        Err(reason) => {
+            tracing::info!(%reason, "containers that start are not announced; scans find them");
+            return;
+        }
+    };
+    *lock(&shared.stop.events) = Some(started.waker());
+    shared.known.events.store(true, Ordering::Relaxed);
+    tracing::info!("listening for containers that start");
+    while !shared.stop.is_stopped() {
+        let jobs = started.next().into_iter().filter_map(|pid| {
+            let found = Scan::default().process(pid).ok().flatten()?;
+            let decision = shared.known.decide(&found, &shared.options.policy);
+            matches!(decision, super::Decision::Attach(_)).then(|| Job {
+                target: found.into(),
+                decision,
+            })
+        });
+        carry_out(shared, jobs.collect(), Method::Event);
+    }
+    shared.known.events.store(false, Ordering::Relaxed);
 }
 
 fn docker_job(shared: &Shared, container: Inspected) -> Job {

@@ -106,6 +106,21 @@ impl Scan {
         Ok(found)
     }
 
+    /// The mount namespace of one process, if it is not the host's and the process still
+    /// lives.
+    ///
+    /// # Errors
+    /// When this process's own namespace cannot be read.
+    pub fn process(&self, pid: u32) -> Result<Option<Discovered>, AttachError> {
+        let Ok(ns) = namespace(&self.proc.join(pid.to_string()).join("ns/mnt")) else {
+            return Ok(None);
+        };
+        if self.host_namespaces()?.contains(&ns) {
+            return Ok(None);
+        }
+        Ok(self.describe(pid, ns))
+    }
+
     fn describe(&self, pid: u32, mnt_ns: MountNs) -> Option<Discovered> {
         let dir = self.proc.join(pid.to_string());
         let cgroup = std::fs::read(dir.join("cgroup")).ok()?;

@@ -52,6 +52,8 @@ use crate::units::Nsec;
 pub struct Options {
     /// False: load nothing (`--no-ebpf`).
     pub enabled: bool,
+    /// Load these features alone; `None` for all.
+    pub only: Option<&'static [Feature]>,
     /// The kernel's type information.
     pub btf: PathBuf,
     /// Sets of cgroups (`css_set`) whose tasks can be counted: about one per leaf cgroup.
@@ -63,6 +65,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             enabled: true,
+            only: None,
             btf: PathBuf::from("/sys/kernel/btf/vmlinux"),
             task_sets: 32_768,
         }
@@ -133,7 +136,10 @@ impl Collector {
     #[must_use]
     pub fn start(options: &Options) -> (Self, Vec<FeatureState>) {
         let facts = probe::facts(!options.enabled, &options.btf);
-        let plan = plan::plan(&facts);
+        let mut plan = plan::plan(&facts);
+        if let Some(only) = options.only {
+            plan.keep(only);
+        }
         let mut collector = Self {
             inner: Inner::default(),
             v1_controller: plan.v1_controller,

@@ -89,6 +89,22 @@ pub struct Plan {
     pub decisions: Vec<(Feature, Decision)>,
 }
 
+impl Plan {
+    /// Leaves all features but these off.
+    pub fn keep(&mut self, only: &[Feature]) {
+        for (_, decision) in self
+            .decisions
+            .iter_mut()
+            .filter(|(feature, _)| !only.contains(feature))
+        {
+            *decision = Decision::Off {
+                reason: "not asked for here".to_owned(),
+                remedy: "",
+            };
+        }
+    }
+}
+
 /// Before this, tasks are walked with `bpf_probe_read_kernel`: a direct load through a null
 /// pointer can oops those kernels.
 const DIRECT_LOADS_SINCE: (u32, u32) = (6, 1);

@@ -21,7 +21,7 @@ use crate::observe::{log, probe::MountProbe};
 /// Which runtimes are listened to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sources {
-    /// NRI, Docker and scan.
+    /// NRI, Docker, events and scan.
     All,
     /// NRI and scan.
     NriOnly,
@@ -55,6 +55,7 @@ fn options(args: &AgentArgs, sources: Sources) -> Result<AgentOptions> {
         nri: socket(&args.nri),
         docker,
         mounts_in_spec: !args.no_spec_mounts,
+        events: !args.no_ebpf,
         scan_interval: (args.scan_seconds > 0).then(|| Duration::from_secs(args.scan_seconds)),
         ..AgentOptions::default()
     })

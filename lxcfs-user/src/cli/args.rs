@@ -357,6 +357,9 @@ pub struct AgentArgs {
     /// Seconds between looks at all processes; 0 to rely on the runtimes' word alone
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub scan_seconds: u64,
+    /// Use no eBPF: containers that no runtime tells of wait for the next scan
+    #[arg(long)]
+    pub no_ebpf: bool,
     /// Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH
     #[arg(long, value_name = "LISTEN")]
     pub metrics: Option<Listen>,

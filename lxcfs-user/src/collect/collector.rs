@@ -341,7 +341,9 @@ impl Collector {
             running: counts.running,
             uninterruptible: counts.uninterruptible,
             threads: counts.threads,
-            forks: counts.own_last_pid.map(|_| load.forks.total()),
+            // A process of the host in the container's cgroup (an exec that has not entered
+            // yet) hides the namespace for one sample; the count stays.
+            forks: Some(load.forks.total()).filter(|total| *total > 0),
             newest_pid: counts.newest_pid,
             avenrun: counts.avenrun.or(Some(load.average.avenrun())),
             origin: sources.tasks.origin(),

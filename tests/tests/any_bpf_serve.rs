@@ -30,6 +30,8 @@ fn forks_are_the_containers_own_and_never_go_back() {
             .find_map(|line| line.strip_prefix("processes "));
         line.unwrap().parse::<u64>().unwrap()
     };
+    // Files answer before eBPF is loaded.
+    wait_until("forks are counted", || processes(&container) > 0);
     let before = processes(&container);
     assert!(
         (1..1000).contains(&before) && before < host(),
@@ -58,7 +60,10 @@ fn forks_are_the_containers_own_and_never_go_back() {
     let kept = processes(&container);
     kill(Pid::from_raw(worker(&lxcfs)), Signal::SIGKILL).unwrap();
     let after = processes(&container);
-    assert!(kept <= after && after < kept + 100, "{kept} {after}");
+    assert!(
+        kept <= after && after < kept + 100,
+        "{kept} before, {after} after a worker's death"
+    );
     lxcfs.stop();
 }
 

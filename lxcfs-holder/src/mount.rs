@@ -264,13 +264,31 @@ pub(crate) fn check_directory(point: &Path, nonempty: bool) -> Result<(), MountE
     let first = fs::read_dir(point)
         .map_err(|e| problem(e.to_string()))?
         .next();
-    if let (false, Some(Ok(entry))) = (nonempty, first) {
+    if let (false, Some(Ok(entry))) = (nonempty, first)
+        && !only_directories(point, 8, &mut 1000)
+    {
         return Err(problem(format!(
             "is not empty (it holds {}); empty it, choose another directory, or mount over it with -o nonempty",
             entry.file_name().display()
         )));
     }
     Ok(())
+}
+
+/// Whether there is nothing below `path` but directories: container engines make them where a
+/// file that was to be bound is missing. Nothing is lost when they are covered.
+fn only_directories(path: &Path, depth: u32, budget: &mut u32) -> bool {
+    let Ok(entries) = fs::read_dir(path) else {
+        return false;
+    };
+    entries.into_iter().all(|entry| {
+        *budget = budget.saturating_sub(1);
+        let Ok(entry) = entry else { return false };
+        depth > 0
+            && *budget > 0
+            && entry.file_type().is_ok_and(|kind| kind.is_dir())
+            && only_directories(&entry.path(), depth - 1, budget)
+    })
 }
 
 /// A fresh connection: the device, the number of the connection and the kernel's minor version.

@@ -18,20 +18,28 @@ use crate::fixture::CONTROL_DIR;
 /// it hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The program with the fixture engine: beside the running one, one level up, or, as in virtual
-/// machines, in `bin` there.
+/// The program with the fixture engine.
 ///
 /// # Panics
 /// When it has not been built.
 pub fn fixture_binary() -> PathBuf {
+    test_program("serve-fixture")
+}
+
+/// A program of this package: beside the running one, one level up, or, as in virtual machines,
+/// in `bin` there.
+///
+/// # Panics
+/// When it has not been built.
+pub fn test_program(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap_or_else(|error| panic!("no own path: {error}"));
     let places = own.ancestors().skip(1).take(2);
     let found = places
-        .flat_map(|dir| ["serve-fixture", "bin/serve-fixture"].map(|name| dir.join(name)))
+        .flat_map(|dir| [dir.join(name), dir.join("bin").join(name)])
         .find(|path| path.exists());
     found.unwrap_or_else(|| {
         panic!(
-            "no serve-fixture beside {}: cargo build -p lxcfs-tests --bins",
+            "no {name} beside {}: cargo build -p lxcfs-tests --bins",
             own.display()
         )
     })

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 
 use lxcfs_tests::container::Shape;
 use lxcfs_tests::{Container, Lxcfs, TestCgroup, lxcfs_binary, require_root};
@@ -12,6 +13,9 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+
+/// A container that starts while another test has a dead mount would inherit it.
+static LOSSES: Mutex<()> = Mutex::new(());
 
 fn lxcfs_command(arguments: &[&str]) -> Output {
     lxcfs(arguments)
@@ -260,7 +264,19 @@ impl Drop for Mortal {
 }
 
 #[test]
+fn directories_that_container_engines_made_for_missing_files_are_covered() {
+    require_root();
+    let dir = TempDir::new().unwrap();
+    for path in ["proc/meminfo", "proc/stat", "sys/devices/system/cpu"] {
+        fs::create_dir_all(dir.path().join("mnt").join(path)).unwrap();
+    }
+    let mortal = Mortal::start(dir.path());
+    assert!(mortal.read().unwrap().starts_with(b"MemTotal"));
+}
+
+#[test]
 fn a_dead_mount_of_ours_is_replaced_at_start() {
+    let _alone = LOSSES.lock();
     require_root();
     let dir = TempDir::new().unwrap();
     let mountpoint = dir.path().join("mnt");
@@ -454,6 +470,7 @@ fn the_running_daemon_answers_status_probe_log_level_and_metrics() {
 
 #[test]
 fn doctor_tells_of_the_daemon_and_of_a_container() {
+    let _alone = LOSSES.lock();
     let daemon = Lxcfs::start::<&str>(&[]);
     let cgroup = TestCgroup::new("cli-doctor");
     let container = Container::start(&cgroup, &daemon.mountpoint(), &Shape::default());

@@ -9,7 +9,8 @@ use crate::command::{cargo, is_root, repository, run};
 use crate::setup::{self, Purpose};
 
 /// Kills the serving worker again and again under 64 readers that check every byte, and prints
-/// errors and the time from kill to serving. Fails on the first wrong byte, error or hang.
+/// errors and the time from kill to serving. Then measures how long readers wait under three
+/// loads, with and without a standby. Fails on the first wrong byte, error or hang.
 #[derive(Parser)]
 pub(crate) struct Args {
     /// Workers to kill.
@@ -24,6 +25,9 @@ pub(crate) struct Args {
     /// Reader threads, spread over four processes.
     #[arg(long, default_value_t = 64)]
     readers: u32,
+    /// Kills for each of the six figures about waiting readers; 0 leaves them out.
+    #[arg(long, default_value_t = 200)]
+    waits: u32,
     /// Use a build without optimisation (faster to build, slower to serve).
     #[arg(long)]
     debug: bool,
@@ -66,10 +70,12 @@ impl Args {
             )
             .status()
             .with_context(|| format!("cannot start {}", server.display()))?;
-        Ok(if status.success() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
+        if !status.success() {
+            return Ok(ExitCode::FAILURE);
+        }
+        if self.waits > 0 {
+            run(Command::new(&server).args(["waits", &self.waits.to_string()]))?;
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }

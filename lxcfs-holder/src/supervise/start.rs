@@ -5,12 +5,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::layout::{MAX_LOOPS, State};
 use crate::log::say;
 use crate::mount::{self, Found, MountError};
 use crate::{HolderOptions, fd, notify, takeover};
+
+/// A killed process is gone within this time, whatever it had open.
+const DYING: Duration = Duration::from_secs(2);
 
 /// A connection to hold.
 pub(super) struct Connection {
@@ -47,8 +50,13 @@ pub(super) fn connect(options: &HolderOptions, point: &Path) -> Result<Connectio
             Err(error) => say(&format!("the stored connection is of no use: {error}")),
         }
     }
-    if let Found::Live { connection } = mount::inspect(point)? {
-        return from_survivors(point, connection);
+    let began = Instant::now();
+    while let Found::Live { connection } = mount::inspect(point)? {
+        // Workers that were just killed may keep the connection for a moment.
+        if takeover::find(connection).is_some() || began.elapsed() > DYING {
+            return from_survivors(point, connection);
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
     fresh(options, point)
 }

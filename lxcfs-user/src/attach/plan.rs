@@ -414,7 +414,23 @@ fn detach(table: &MountTable, facts: &Facts, selection: Option<&Selection>) -> V
                 continue;
             }
             let stack = table.stack(path);
-            let action = match (stack.base, planner.shared_with_host(&stack)) {
+            // What is taken away carries nothing: bound from a shared mount of the host, it is
+            // in that mount's peer group.
+            let carriers = Stack {
+                base: stack.base,
+                layers: stack
+                    .layers
+                    .iter()
+                    .copied()
+                    .filter(|mount| {
+                        !matches!(
+                            planner.classify(mount),
+                            Some(Ours::Live | Ours::Replaceable)
+                        )
+                    })
+                    .collect(),
+            };
+            let action = match (stack.base, planner.shared_with_host(&carriers)) {
                 (None, _) => Action::Skip(Skip::OutOfReach),
                 (_, Some(skip)) => Action::Skip(skip),
                 _ => {

@@ -5,7 +5,7 @@ mod standalone;
 mod store;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -86,6 +86,19 @@ pub struct WorkerOptions {
     pub on_orphaned: Option<OnOrphaned>,
 }
 
+/// The lowest number for the copy of the channel that closes first: above those of all else,
+/// below the usual limit of descriptors.
+const HIGH_FD: libc::c_int = 1000;
+
+/// The holder takes the end of the channel for ours: nothing but our death may close it. And it
+/// shall close before all else, for some descriptors (eBPF links) take the kernel a tenth of a
+/// second. A dying process lets go of files in the order of their numbers, downwards.
+fn hold_until_death(channel: &Arc<OwnedFd>) {
+    std::mem::forget(channel.clone());
+    // SAFETY: the new descriptor is ours and stays open; without one it only takes longer.
+    unsafe { libc::fcntl(channel.as_raw_fd(), libc::F_DUPFD_CLOEXEC, HIGH_FD) };
+}
+
 /// Takes the calling thread back to the usual priority, if it started above.
 pub fn not_urgent() {
     // SAFETY: plain integers; lowering one's own priority needs no privilege.
@@ -107,8 +120,7 @@ pub fn run(options: WorkerOptions, engine: Arc<dyn Engine>) -> Result<(), Worker
     let device = take(FUSE_FD, "the FUSE device is missing")?;
     let state = take(STATE_FD, "the state memory is missing")?;
     let channel = Arc::new(take(CHANNEL_FD, "the channel to the holder is missing")?);
-    // The holder takes its end for ours: nothing but our death may close it.
-    std::mem::forget(channel.clone());
+    hold_until_death(&channel);
     let state = State::open_whole(state).map_err(|source| WorkerError::Inherited {
         what: "the state memory cannot be used",
         source,

@@ -449,6 +449,20 @@ fn detach_takes_every_layer_of_ours_and_nothing_else() {
 }
 
 #[test]
+fn a_bind_of_a_shared_mount_of_the_host_is_detached() {
+    // Every mount is shared where systemd is process 1, and a bind joins the peer group.
+    let bound = bind(20, 11, 50, "/proc/stat", "/proc/stat");
+    let shared = bound.replacen(" - ", " shared:77 - ", 1);
+    assert_ne!(shared, bound);
+    assert_eq!(
+        one(&shared, &Goal::Detach { selection: None }),
+        Action::Detach {
+            mounts: vec![MountId(20)]
+        }
+    );
+}
+
+#[test]
 fn detach_of_one_file_leaves_the_others() {
     let mounts = bind(20, 11, 50, "/proc/stat", "/proc/stat")
         + &bind(21, 11, 50, "/proc/meminfo", "/proc/meminfo");

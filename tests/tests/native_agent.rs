@@ -155,6 +155,8 @@ fn the_manifests_capabilities_are_enough_and_every_answer_is_right() {
     assert_eq!(podman.read("/proc/stat"), "the container's own\n");
     eventually("readiness", || agent.ask("/readyz").0 == 200);
     assert_eq!(agent.ask("/livez").0, 200);
+    let kernel = "lxcfs_runtime_connected{runtime=\"kernel\"}";
+    eventually("the kernel's word", || agent.figure(kernel) == Some(1.0));
     assert_eq!(agent.ask("/status").0, 404, "control is not public");
     let ok = "lxcfs_attached_total{method=\"scan\",outcome=\"ok\"}";
     eventually("the count", || agent.figure(ok) == Some(1.0));

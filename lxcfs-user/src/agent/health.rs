@@ -20,6 +20,8 @@ pub enum Runtime {
     Nri,
     /// dockerd.
     Docker,
+    /// The kernel itself, by eBPF: a container starts.
+    Kernel,
 }
 
 impl Runtime {
@@ -28,6 +30,7 @@ impl Runtime {
         match self {
             Self::Nri => "nri",
             Self::Docker => "docker",
+            Self::Kernel => "kernel",
         }
     }
 }
@@ -37,7 +40,7 @@ struct State {
     /// Runtimes that are followed.
     followed: Vec<Runtime>,
     failures: BTreeMap<(Runtime, &'static str), u64>,
-    /// Threads that ended while they should not.
+    /// Threads that ended by a panic.
     ended: Vec<&'static str>,
     /// The scan's last sign of life and its interval; `None` without a scan.
     scan: Option<(Instant, Duration)>,
@@ -74,7 +77,7 @@ impl Health {
         self.lock().scan = Some((now, interval));
     }
 
-    /// A thread ended that should not.
+    /// A thread ended by a panic.
     pub fn ended(&self, thread: &'static str) {
         self.lock().ended.push(thread);
     }
@@ -112,6 +115,7 @@ impl metrics::Source for Health {
             let connected = match runtime {
                 Runtime::Nri => &self.known.nri,
                 Runtime::Docker => &self.known.docker,
+                Runtime::Kernel => &self.known.events,
             };
             let connected = u64::from(connected.load(Ordering::Relaxed));
             out.count(metrics::RUNTIME_CONNECTED, &[runtime.label()], connected);

@@ -153,6 +153,7 @@ impl Agent {
             agent.spawn("lxcfs-docker", follow_docker)?;
         }
         if agent.shared.options.events {
+            agent.shared.health.follows(Runtime::Kernel);
             agent.spawn("lxcfs-events", follow_events)?;
         }
         if agent.shared.options.scan_interval.is_some() {
@@ -218,12 +219,12 @@ impl Drop for Agent {
     }
 }
 
-/// Notices that a thread ends, also by a panic, while the agent goes on.
+/// Notices that a thread panics. One that returns has said why, and others do its work.
 struct Noticed<'a>(&'a Shared, &'static str);
 
 impl Drop for Noticed<'_> {
     fn drop(&mut self) {
-        if !self.0.stop.is_stopped() {
+        if std::thread::panicking() {
             self.0.health.ended(self.1);
         }
     }
@@ -332,6 +333,7 @@ fn follow_events(shared: &Shared) {
         Ok(started) => started,
         Err(reason) => {
             tracing::info!(%reason, "containers that start are not announced; scans find them");
+            shared.health.failed(Runtime::Kernel, "unavailable");
             return;
         }
     };

@@ -6,11 +6,15 @@
 use std::time::Instant;
 
 use lxcfs_tests::container::Shape;
+use lxcfs_tests::scratch::wait_until;
 use lxcfs_tests::{Burner, Container, Lxcfs, TestCgroup};
 
-/// What a client shows and what the kernel counted meanwhile differ by the moments of the two
-/// looks, in CPUs. A client that showed the machine, or spread nothing, would be off by more.
-const TOLERANCE: f64 = 0.3;
+/// In CPUs. A client that showed the machine, or only one of the CPUs, would be off by more.
+const TOLERANCE: f64 = 0.2;
+/// What the quota allows, in CPUs.
+const QUOTA: f64 = 1.5;
+/// Seconds every client looks at.
+const LOOK: f64 = 4.0;
 
 struct Burning {
     container: Container,
@@ -26,12 +30,22 @@ fn burning(name: &str) -> Burning {
     cgroup.limit_cpu(150_000, 100_000);
     let container = Container::start(&cgroup, &lxcfs.mountpoint(), &Shape::default());
     let burners = [(); 2].map(|()| Burner::start(&cgroup, None));
-    Burning {
+    let at = Burning {
         container,
         cgroup,
         _burners: burners,
         _lxcfs: lxcfs,
-    }
+    };
+    let start = at.usage();
+    wait_until("the burners burn", || at.usage() > start + 300_000.0);
+    at
+}
+
+/// CPU time that was used while a client ran, and how long it ran, in seconds.
+#[derive(Clone, Copy)]
+struct Meanwhile {
+    used: f64,
+    elapsed: f64,
 }
 
 impl Burning {
@@ -48,14 +62,13 @@ impl Burning {
         line.unwrap().parse().unwrap()
     }
 
-    /// Runs a client inside. Its output, and the CPUs that were used meanwhile.
-    fn run(&self, arguments: &[&str]) -> (String, f64) {
+    /// Runs a client inside. Its output, and what was used meanwhile.
+    fn run(&self, arguments: &[&str]) -> (String, Meanwhile) {
         let (start, before) = (Instant::now(), self.usage());
         let text = self.container.stdout(arguments);
-        let used = self.usage() - before;
-        let cpus = used / start.elapsed().as_micros() as f64;
-        assert!(cpus < 1.5 + TOLERANCE, "the quota holds: {cpus} CPUs");
-        (text, cpus)
+        let used = (self.usage() - before) / 1e6;
+        let elapsed = start.elapsed().as_secs_f64();
+        (text, Meanwhile { used, elapsed })
     }
 }
 
@@ -66,27 +79,33 @@ fn last_number(line: &str) -> f64 {
         .unwrap_or_else(|error| panic!("{line}: {error}"))
 }
 
-fn assert_shown(client: &str, idle: &[f64], cpus: f64, text: &str) {
+/// The client looked at a part of the time it ran: it cannot have seen more than was used in
+/// all of it, nor less than that without what the quota allows in the rest.
+fn assert_shown(client: &str, idle: &[f64], meanwhile: Meanwhile, text: &str) {
+    let Meanwhile { used, elapsed } = meanwhile;
     assert_eq!(idle.len(), 2, "{client} shows two CPUs:\n{text}");
     let busy: f64 = idle.iter().map(|idle| 1.0 - idle / 100.0).sum();
-    println!("{client}: {busy:.2} CPUs shown, {cpus:.2} used");
+    let most = (used / LOOK).min(QUOTA) + TOLERANCE;
+    let rest = (elapsed - LOOK).max(0.0) * QUOTA;
+    let least = (used - rest) / LOOK - TOLERANCE;
+    println!("{client}: {busy:.2} CPUs shown; {used:.2} s used in {elapsed:.2} s");
     assert!(
-        (busy - cpus).abs() <= TOLERANCE,
-        "{client} shows {busy} CPUs, {cpus} were used:\n{text}"
+        least <= busy && busy <= most,
+        "{client} shows {busy} CPUs and not {least} to {most}:\n{text}"
     );
 }
 
 #[test]
 fn mpstat_shows_what_the_container_burns() {
     let at = burning("mpstat");
-    let (text, cpus) = at.run(&["mpstat", "-P", "ALL", "4", "1"]);
+    let (text, meanwhile) = at.run(&["mpstat", "-P", "ALL", "4", "1"]);
     let rows: Vec<&str> = text
         .lines()
         .filter(|line| line.starts_with("Average:") && !line.contains("%idle"))
         .collect();
     let all = rows.first().map(|line| last_number(line)).unwrap();
     let idle: Vec<f64> = rows.iter().skip(1).map(|line| last_number(line)).collect();
-    assert_shown("mpstat", &idle, cpus, &text);
+    assert_shown("mpstat", &idle, meanwhile, &text);
     assert!(
         (all - idle.iter().sum::<f64>() / 2.0).abs() < 1.0,
         "the line of all is the mean:\n{text}"
@@ -97,7 +116,7 @@ fn mpstat_shows_what_the_container_burns() {
 fn top_shows_what_the_container_burns() {
     let at = burning("top");
     let arguments = ["top", "-b", "-n", "2", "-d", "4", "-1", "-w", "200"];
-    let (text, cpus) = at.run(&arguments);
+    let (text, meanwhile) = at.run(&arguments);
     // Wide screens show two CPUs in a line; the first screen counts from the start.
     let cpu_lines = text.lines().filter(|line| line.starts_with("%Cpu"));
     let cpus_shown = cpu_lines.flat_map(|line| line.split("%Cpu").skip(1));
@@ -108,17 +127,17 @@ fn top_shows_what_the_container_burns() {
             last_number(&before.replace(',', " "))
         })
         .collect();
-    assert_shown("top", &idle, cpus, &text);
+    assert_shown("top", &idle, meanwhile, &text);
 }
 
 #[test]
 fn psutil_shows_what_the_container_burns() {
     let at = burning("psutil");
     let script = "import psutil\nprint(*psutil.cpu_percent(interval=4, percpu=True))";
-    let (text, cpus) = at.run(&["/usr/bin/python3", "-c", script]);
+    let (text, meanwhile) = at.run(&["/usr/bin/python3", "-c", script]);
     let idle: Vec<f64> = text
         .split_whitespace()
         .map(|word| 100.0 - word.parse::<f64>().unwrap())
         .collect();
-    assert_shown("psutil", &idle, cpus, &text);
+    assert_shown("psutil", &idle, meanwhile, &text);
 }

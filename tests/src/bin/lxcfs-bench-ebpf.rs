@@ -163,30 +163,55 @@ fn resident_kib() -> u64 {
         .unwrap_or(0)
 }
 
+/// Three runs side by side in each round: without, with, without. Each round gives one ratio
+/// of with to the mean of its neighbours, and one of the two runs without to each other, which
+/// is what chance alone does. Indistinguishable is what lies within the spread of the latter.
 fn ping_pong(cli: &Cli) -> Result<()> {
-    let mut first = Vec::new();
-    let mut with = Vec::new();
-    let mut second = Vec::new();
-    for _ in 0..cli.rounds {
-        first.push(round_trip_ns(cli.round_trips)?);
+    let settle = || std::thread::sleep(Duration::from_millis(500));
+    let mut with_ratios = Vec::new();
+    let mut chance = Vec::new();
+    let mut without = Vec::new();
+    for round in 0..cli.rounds * 3 {
+        let first = round_trip_ns(cli.round_trips)?;
         let sampler = Sampler::start(Arc::new(started()?), [], Box::new(|_| ()))?;
         // Loading patches code on all CPUs for a moment; the steady state is what counts.
-        std::thread::sleep(Duration::from_millis(500));
-        with.push(round_trip_ns(cli.round_trips)?);
+        settle();
+        let with = round_trip_ns(cli.round_trips)?;
         drop(sampler);
-        std::thread::sleep(Duration::from_millis(500));
-        second.push(round_trip_ns(cli.round_trips)?);
+        settle();
+        let second = round_trip_ns(cli.round_trips)?;
+        with_ratios.push(with / f64::midpoint(first, second));
+        // Either may be the slower one: no direction is favoured.
+        chance.push(if round % 2 == 0 {
+            first / second
+        } else {
+            second / first
+        });
+        without.push(first);
     }
-    let (first, with, second) = (median(first), median(with), median(second));
-    let baseline = (first + second) / 2.0;
+    let quartiles = |values: &[f64]| {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let at = |part: usize| {
+            sorted
+                .get(sorted.len() * part / 4)
+                .copied()
+                .unwrap_or(f64::NAN)
+        };
+        (at(1), at(3))
+    };
+    let (low, high) = quartiles(&chance);
+    let (with_low, with_high) = quartiles(&with_ratios);
     println!(
-        "pipe ping-pong              {:>10.0} ns without, {:.0} ns again, {:.0} ns with: {:.3} \
-         (noise {:.3})",
-        first,
-        second,
-        with,
-        with / baseline,
-        second / first
+        "pipe ping-pong              {:>10.0} ns without; with the collector {:.3} times that \
+         (half of {} rounds: {with_low:.3} to {with_high:.3})",
+        median(without),
+        median(with_ratios.clone()),
+        with_ratios.len(),
+    );
+    println!(
+        "  without against without: {:.3} times (half of the rounds: {low:.3} to {high:.3})",
+        median(chance.clone()),
     );
     Ok(())
 }

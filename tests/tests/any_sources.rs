@@ -622,3 +622,18 @@ fn every_controller_says_where_the_container_is() {
         .unwrap();
     assert_eq!(by_directory.container.unwrap().path(), cgroup.path());
 }
+
+#[test]
+fn a_container_without_a_process_gets_its_start_with_the_first_one() {
+    let engine = engine();
+    let cgroup = TestCgroup::new("empty");
+    let origin = || {
+        let whom = Whom::Cgroup(cgroup.path());
+        let explained = engine.explain(whom, file("proc/uptime")).unwrap();
+        explained.lines[0].origin
+    };
+    assert!(matches!(origin(), Origin::Unavailable(_)), "{:?}", origin());
+    let inside = container(&cgroup, true);
+    assert!(matches!(origin(), Origin::Host(_)), "{:?}", origin());
+    drop(inside);
+}

@@ -354,10 +354,14 @@ impl Collector {
         let now = self.now();
         let start = self
             .state(container)
-            .start(|| Some(self.find_start(container)))
-            .unwrap_or(Start {
-                at: now,
-                origin: Origin::Unavailable("start time"),
+            .start(|| self.find_start(container))
+            .unwrap_or_else(|| {
+                // Not kept: there may be a process at the next read.
+                self.count_if(true, Fallback::StartGuessed);
+                Start {
+                    at: now,
+                    origin: Origin::Unavailable("no process in the container"),
+                }
             });
         Age {
             start: start.at,
@@ -368,31 +372,22 @@ impl Collector {
     }
 
     /// The start of the PID namespace's init if that is in the container, else of the
-    /// oldest process in the container, else now.
-    fn find_start(&self, container: &Container) -> Start {
+    /// oldest process in the container.
+    fn find_start(&self, container: &Container) -> Option<Start> {
         let user_hz = self.facts().user_hz;
         if let Ok(start) = self.init_start(container) {
-            return Start {
+            return Some(Start {
                 at: start,
                 origin: Origin::Host(INIT_STAT),
-            };
+            });
         }
         let oldest = container
             .dir(Controller::Unified)
             .and_then(|dir| oldest_process(&self.host, dir));
-        match oldest {
-            Some(stat) => Start {
-                at: stat.start(user_hz),
-                origin: Origin::Host("/proc/PID/stat of the container's oldest process"),
-            },
-            None => {
-                self.count_if(true, Fallback::StartGuessed);
-                Start {
-                    at: self.now(),
-                    origin: Origin::Unavailable("no process of the container; first sight"),
-                }
-            }
-        }
+        oldest.map(|stat| Start {
+            at: stat.start(user_hz),
+            origin: Origin::Host("/proc/PID/stat of the container's oldest process"),
+        })
     }
 
     fn init_start(&self, container: &Container) -> io::Result<Nsec> {

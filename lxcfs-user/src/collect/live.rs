@@ -3,8 +3,8 @@
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use lxcfs_common::catalogue::{CPU_TEMPLATE, FileId, Kind, NODE_TEMPLATE, Node, by_path, path_of};
@@ -76,7 +76,7 @@ pub enum EngineError {
 pub struct LiveEngine {
     resolver: Resolver,
     collector: Collector,
-    policy: RwLock<ViewPolicy>,
+    policy: ViewPolicy,
     ttl: Duration,
     patience: Duration,
     host_view: AtomicBool,
@@ -128,7 +128,7 @@ impl LiveEngine {
         Ok(Self {
             resolver,
             collector,
-            policy: RwLock::new(options.policy),
+            policy: options.policy,
             ttl: options.ttl,
             patience: options.patience,
             host_view: AtomicBool::new(false),
@@ -167,14 +167,8 @@ impl LiveEngine {
 
     /// The policy in force.
     #[must_use]
-    pub fn policy(&self) -> ViewPolicy {
-        *self.policy.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the policy; the boundary rule stays that of the start.
-    pub fn set_policy(&self, policy: ViewPolicy) {
-        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
-        self.collector.store.drop_all_answers();
+    pub const fn policy(&self) -> ViewPolicy {
+        self.policy
     }
 
     fn view(&self, caller: Caller) -> Result<View, AnswerError> {

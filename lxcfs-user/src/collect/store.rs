@@ -158,12 +158,6 @@ impl Store {
         states.iter().for_each(|state| state.cells.drop_stale());
     }
 
-    /// Lets go of every rendered answer: the policy has changed.
-    pub fn drop_all_answers(&self) {
-        let states: Vec<_> = lock(&self.states).values().cloned().collect();
-        states.iter().for_each(|state| state.cells.clear());
-    }
-
     /// How many containers are remembered.
     #[must_use]
     pub fn len(&self) -> usize {

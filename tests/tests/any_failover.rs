@@ -38,7 +38,8 @@ fn killed_workers_are_not_noticed() {
     println!("{}", outcome.summary());
     served.assert_unharmed(&outcome.seen);
     assert!(outcome.replayed > 0, "no request was in flight at any kill");
-    assert_eq!(served.status().number("worker_deaths"), 60);
+    // A slow machine may replace a late worker, too.
+    assert!(served.status().number("worker_deaths") >= 60);
 }
 
 #[test]

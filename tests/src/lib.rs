@@ -6,6 +6,8 @@ pub mod capture;
 pub mod cgroup;
 pub mod chaos;
 pub mod container;
+pub mod containerd;
+pub mod cri;
 pub mod docker;
 pub mod mount;
 pub mod podman;

@@ -57,6 +57,7 @@ fn the_fresh_build_comes_first_in_the_path() {
 fn every_client_is_installed() {
     for file in [
         "/opt/containerd-sid/usr/bin/containerd",
+        "/opt/runc-sid/usr/sbin/runc",
         "/usr/bin/busybox",
         "/usr/bin/crun",
         "/usr/bin/free",

@@ -54,6 +54,8 @@ const ASIDE: &[(&str, &str, &str)] = &[
     ("bookworm", "lxcfs", "opt/lxcfs-bookworm"),
     ("sid", "lxcfs", "opt/lxcfs-sid"),
     ("sid", "containerd", "opt/containerd-sid"),
+    // containerd makes pods with user namespaces from runc 1.2 on.
+    ("sid", "runc", "opt/runc-sid"),
 ];
 const RECIPE: &str = include_str!("root.sh");
 /// Room for what tests write. The file is sparse; unwritten blocks cost nothing.

@@ -21,6 +21,14 @@ pub(crate) struct Manager {
     address: Option<UnixAddr>,
 }
 
+/// Whether a service manager started this very process, and so notices its end. systemd tells each
+/// process it starts its own pid (since 248), also where it wants to hear nothing.
+pub(crate) fn is_managed() -> bool {
+    let told = std::env::var("SYSTEMD_EXEC_PID").ok();
+    let told = told.and_then(|pid| pid.parse().ok());
+    Manager::from_env().present() || told == Some(std::process::id())
+}
+
 impl Manager {
     /// Reads `NOTIFY_SOCKET`.
     pub(crate) fn from_env() -> Self {

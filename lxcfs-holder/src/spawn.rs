@@ -66,7 +66,7 @@ impl Worker {
             .env_remove("LISTEN_FDS")
             .env_remove("LISTEN_PID")
             .env_remove("LISTEN_FDNAMES");
-        if crate::notify::Manager::from_env().present() {
+        if crate::notify::is_managed() {
             command.env(crate::MANAGED_ENV, "1");
         }
         let score = oom_score_adj.map(str::to_owned);

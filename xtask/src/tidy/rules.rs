@@ -53,6 +53,7 @@ const PURE: &[&str] = &[
 const READERS: &[&str] = &[
     "cgroup/reader",
     "cgroup/source",
+    "host/memory",
     "host/reader",
     "host/position",
 ];

@@ -1,6 +1,6 @@
 //! From a thread id to its container, remembered.
 //!
-//! Three tables. [`Threads`]: what was found of a thread seen before.
+//! Three tables. `threads`: what was found of a thread seen before.
 //! *Callers*: threads of one cgroup and the same namespaces are in the same container.
 //! *Containers*: one object per cgroup, however it was found.
 //!

@@ -182,7 +182,7 @@ _lxcfs() {
             return 0
             ;;
         lxcfs__subcmd__agent)
-            opts="-h --mount --host-mount --nri --docker --no-spec-mounts --scan-seconds --no-ebpf --metrics --log-level --log-format --all --namespace --exclude-namespace --cgroup --files --help"
+            opts="-h --mount --host-mount --nri --docker --no-spec-mounts --scan-seconds --no-ebpf --metrics --runtime-dir --log-level --log-format --all --namespace --exclude-namespace --cgroup --files --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -209,6 +209,10 @@ _lxcfs() {
                     return 0
                     ;;
                 --metrics)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --runtime-dir)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -376,13 +380,17 @@ _lxcfs() {
             return 0
             ;;
         lxcfs__subcmd__hook)
-            opts="-h --mount --print --all --namespace --exclude-namespace --cgroup --files --help"
+            opts="-h --mount --print --runtime-dir --all --namespace --exclude-namespace --cgroup --files --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --mount)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --runtime-dir)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -442,7 +450,7 @@ _lxcfs() {
             return 0
             ;;
         lxcfs__subcmd__nri)
-            opts="-h --mount --host-mount --nri --docker --no-spec-mounts --scan-seconds --no-ebpf --metrics --log-level --log-format --all --namespace --exclude-namespace --cgroup --files --help"
+            opts="-h --mount --host-mount --nri --docker --no-spec-mounts --scan-seconds --no-ebpf --metrics --runtime-dir --log-level --log-format --all --namespace --exclude-namespace --cgroup --files --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -469,6 +477,10 @@ _lxcfs() {
                     return 0
                     ;;
                 --metrics)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --runtime-dir)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

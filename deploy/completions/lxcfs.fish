@@ -178,6 +178,7 @@ complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l nri -d 'The runtim
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l docker -d 'dockerd\'s socket, or off' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l scan-seconds -d 'Seconds between looks at all processes; 0 to rely on the runtimes\' word alone' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l metrics -d 'Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand agent" -l log-level -d 'How much to log [default: info]' -r -f -a "error\t'what makes an answer wrong or impossible'
 warn\t'what needs somebody\'s attention'
 info\t'start, stop, features and their state'
@@ -199,6 +200,7 @@ complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l nri -d 'The runtime\
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l docker -d 'dockerd\'s socket, or off' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l scan-seconds -d 'Seconds between looks at all processes; 0 to rely on the runtimes\' word alone' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l metrics -d 'Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l log-level -d 'How much to log [default: info]' -r -f -a "error\t'what makes an answer wrong or impossible'
 warn\t'what needs somebody\'s attention'
 info\t'start, stop, features and their state'
@@ -215,6 +217,7 @@ complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l no-ebpf -d 'Use no e
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -l all -d 'Every container that does not opt out, not only those that ask'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand nri" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l mount -d 'Attach from this mount' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l namespace -d 'Every pod of this Kubernetes namespace (repeatable)' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l exclude-namespace -d 'No pod of this Kubernetes namespace (repeatable)' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l cgroup -d 'Containers whose cgroup path matches, for instance \'/lxc.payload.*\' (repeatable)' -r

@@ -41,6 +41,9 @@ pub const FILES: &str = "lxcfs/files";
 pub const CONTAINER_FILES: &str = "lxcfs/container-files";
 /// `attach`: put nothing into the pod's spec, let the node agent attach everything.
 pub const MODE: &str = "lxcfs/mode";
+/// Which rule counts the container's CPUs, instead of the node's `--cpus`: `quota`, `cpuset`
+/// or `host`. Read by the agent when the container starts.
+pub const CPUS: &str = "lxcfs/cpus";
 /// Written at admission: what the node agent has to attach, per container.
 pub const ATTACH: &str = "lxcfs/attach";
 /// Written at admission: what the pod's spec already mounts, per container.

@@ -13,7 +13,11 @@ const SERVER: &str = env!("CARGO_BIN_EXE_marker-fs");
 const ASK: &str = "--label=lxcfs/inject=true";
 
 fn agent(docker: &Docker, mountpoint: &Path) -> Agent {
-    Agent::start(AgentOptions {
+    Agent::start(options(docker, mountpoint)).expect("threads")
+}
+
+fn options(docker: &Docker, mountpoint: &Path) -> AgentOptions {
+    AgentOptions {
         mountpoint: mountpoint.to_owned(),
         host_mountpoint: mountpoint.to_owned(),
         docker: Some(docker.socket()),
@@ -22,8 +26,7 @@ fn agent(docker: &Docker, mountpoint: &Path) -> Agent {
         scan_interval: None,
         reconnect: Duration::from_millis(200),
         ..AgentOptions::default()
-    })
-    .expect("threads")
+    }
 }
 
 /// Waits until the container reads `text` there; attaching after an event takes a moment.
@@ -220,5 +223,46 @@ fn readers_in_containers_never_fail_while_workers_and_the_agent_come_and_go() {
     reads(&docker, "after", "/proc/meminfo", own);
     reading.more(3);
     second.more(3);
+    drop(agent);
+}
+
+#[test]
+fn a_label_chooses_the_rule_for_a_containers_cpus_and_workers_do_not_forget_it() {
+    let docker = Docker::new();
+    docker.run("quota", &[ASK, "--cpus=0.5"]);
+    docker.run(
+        "host",
+        &[ASK, "-m", "128m", "--cpus=0.5", "--label=lxcfs/cpus=host"],
+    );
+    docker.run("wrong", &[ASK, "--cpus=0.5", "--label=lxcfs/cpus=four"]);
+    let daemon = Lxcfs::start::<&str>(&["--no-heal"]);
+    let options = AgentOptions {
+        control: daemon.runtime_dir().join("lxcfs/holder.sock"),
+        ..options(&docker, &daemon.mountpoint())
+    };
+    let agent = Agent::start(options).expect("threads");
+    reads(&docker, "quota", "/sys/devices/system/cpu/online", "0\n");
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    assert_ne!(online, "0\n", "this test needs a machine with two CPUs");
+    reads(&docker, "wrong", "/sys/devices/system/cpu/online", "0\n");
+    let as_many = |name: &str| {
+        let text = docker.read(name, "/proc/cpuinfo");
+        text.matches("processor\t:").count()
+    };
+    let all = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let all = all.matches("processor\t:").count();
+    let own = "MemTotal:         131072 kB";
+    reads(&docker, "host", "/proc/meminfo", own);
+    assert_eq!(
+        docker.read("host", "/sys/devices/system/cpu/online"),
+        online
+    );
+    assert_eq!((as_many("quota"), as_many("host")), (1, all));
+
+    for pid in workers_of(daemon.pid()) {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    }
+    assert_eq!((as_many("quota"), as_many("host")), (1, all));
     drop(agent);
 }

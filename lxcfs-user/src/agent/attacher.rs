@@ -4,12 +4,20 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use super::policy::{Decision, Reason};
+use lxcfs_common::pod;
+use lxcfs_holder::control::{Request, ask};
+
+use super::policy::{Decision, Reason, Subject};
 use crate::attach::{
     AttachError, Engine, EngineOptions, Goal, Outcome, Report, Scan, Selection, Target,
 };
 use crate::observe::metrics::{self, Figures};
+use crate::policy::{CpuPolicy, Named as _};
+
+/// For the daemon to answer a command.
+const COMMAND_DEADLINE: Duration = Duration::from_millis(300);
 
 /// How a container came to be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +54,8 @@ pub struct Job {
     pub target: Target,
     /// What to do.
     pub decision: Decision,
+    /// The rule by which it wants its CPUs counted.
+    pub cpus: Option<CpuPolicy>,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +74,8 @@ struct Counts {
 pub struct Attacher {
     mountpoint: PathBuf,
     options: EngineOptions,
+    /// Where the daemon takes commands.
+    control: Option<PathBuf>,
     counts: Mutex<Counts>,
 }
 
@@ -73,8 +85,49 @@ impl Attacher {
         Self {
             mountpoint: mountpoint.into(),
             options,
+            control: None,
             counts: Mutex::default(),
         }
+    }
+
+    /// Also tells the daemon that listens at `control` how containers want their CPUs counted.
+    #[must_use]
+    pub fn commanding(self, control: PathBuf) -> Self {
+        Self {
+            control: Some(control),
+            ..self
+        }
+    }
+
+    /// The rule for its CPUs that a container asks for; a misspelt one is said and counted.
+    pub fn cpus_of(&self, subject: &Subject) -> Option<CpuPolicy> {
+        subject.cpus().unwrap_or_else(|word| {
+            self.skip_as("cpus-unknown");
+            tracing::warn!(
+                container = %subject.name,
+                "{}={word:?} counts no CPUs; known: quota, cpuset, host",
+                pod::CPUS
+            );
+            None
+        })
+    }
+
+    /// Has the CPUs of a container counted by the rule it asks for. The daemon keeps the
+    /// rule as long as the container lives; saying it again is harmless.
+    fn tell_cpus(&self, pid: u32, cpus: CpuPolicy) {
+        let Some(control) = &self.control else {
+            self.skip_as("cpus-no-daemon");
+            return;
+        };
+        let request = Request::Command(format!("cpus {pid} {}", cpus.name()));
+        let answer = ask(control, &request, COMMAND_DEADLINE);
+        let error = match answer {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => error,
+            Err(error) => error.to_string(),
+        };
+        self.skip_as("cpus-refused");
+        tracing::warn!(pid, rule = cpus.name(), %error, "its CPUs are counted by the node's rule");
     }
 
     /// Where files are attached from.
@@ -121,6 +174,11 @@ impl Attacher {
                 return Err(err);
             }
         };
+        for job in &jobs {
+            if let Some(cpus) = job.cpus {
+                self.tell_cpus(job.target.pid, cpus);
+            }
+        }
         // One run of the engine per selection: containers with the same wish go together.
         let mut groups: Vec<(Option<Selection>, Vec<Target>)> = Vec::new();
         for job in jobs {
@@ -163,6 +221,7 @@ impl Attacher {
         let jobs = found.filter(|found| found.has_ours).map(|found| Job {
             target: found.into(),
             decision: Decision::Leave(Reason::NotAsked),
+            cpus: None,
         });
         let report = self.carry_out(jobs.collect(), Method::Scan)?;
         self.set_stale(report.stale() as u64);

@@ -143,15 +143,23 @@ pub fn run(state: &State, policy: &AgentPolicy, attacher: &Attacher) -> Result<R
         ..Subject::default()
     };
     let decision = policy.decide(&subject);
-    if let Decision::Leave(reason) = decision {
-        attacher.skip(reason);
+    let cpus = attacher.cpus_of(&subject);
+    if let (Decision::Leave(reason), None) = (&decision, cpus) {
+        attacher.skip(*reason);
         return Ok(Report::default());
     }
     let target = Target {
         root: pending_root(state.pid, &state.bundle)?,
         ..Target::process(state.pid)
     };
-    Ok(attacher.carry_out(vec![Job { target, decision }], Method::Hook)?)
+    Ok(attacher.carry_out(
+        vec![Job {
+            target,
+            decision,
+            cpus,
+        }],
+        Method::Hook,
+    )?)
 }
 
 /// Reads the state from `input`.

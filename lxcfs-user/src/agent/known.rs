@@ -8,11 +8,21 @@ use std::sync::{Mutex, PoisonError};
 use super::policy::{AgentPolicy, Decision, Reason, Subject};
 use crate::attach::Discovered;
 use crate::attach::identity::Runtime;
+use crate::policy::CpuPolicy;
+
+/// What a runtime's word about a container came to.
+#[derive(Debug)]
+struct Told {
+    decision: Decision,
+    cpus: Option<CpuPolicy>,
+    /// The scan that saw the container last.
+    seen: u64,
+}
 
 #[derive(Debug, Default)]
 struct Entries {
-    /// Decisions by container id, with the scan that saw the container last.
-    decisions: BTreeMap<String, (Decision, u64)>,
+    /// By container id.
+    decisions: BTreeMap<String, Told>,
     scan: u64,
 }
 
@@ -33,13 +43,23 @@ pub struct Known {
 const PATIENCE: u64 = 3;
 
 impl Known {
-    /// Remembers a decision.
-    pub fn remember(&self, id: &str, decision: &Decision) {
+    /// Remembers a decision, and the rule for its CPUs that the container asked for.
+    pub fn remember(&self, id: &str, decision: &Decision, cpus: Option<CpuPolicy>) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let scan = entries.scan;
-        entries
-            .decisions
-            .insert(id.to_owned(), (decision.clone(), scan));
+        let told = Told {
+            decision: decision.clone(),
+            cpus,
+            seen: scan,
+        };
+        entries.decisions.insert(id.to_owned(), told);
+    }
+
+    /// The rule that a container asked for, from the same word.
+    pub fn cpus(&self, found: &Discovered) -> Option<CpuPolicy> {
+        let id = &found.container.as_ref()?.id;
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.decisions.get(id)?.cpus
     }
 
     /// Decides for what a scan found. A container whose runtime is being listened to, and
@@ -59,9 +79,9 @@ impl Known {
         };
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let scan = entries.scan;
-        if let Some((decision, seen)) = entries.decisions.get_mut(&container.id) {
-            *seen = scan;
-            return decision.clone();
+        if let Some(told) = entries.decisions.get_mut(&container.id) {
+            told.seen = scan;
+            return told.decision.clone();
         }
         let told = match container.runtime {
             Runtime::Docker => self.docker.load(Ordering::Relaxed),
@@ -81,7 +101,7 @@ impl Known {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.scan += 1;
         let oldest = entries.scan.saturating_sub(PATIENCE);
-        entries.decisions.retain(|_, (_, seen)| *seen >= oldest);
+        entries.decisions.retain(|_, told| told.seen >= oldest);
     }
 }
 
@@ -126,7 +146,7 @@ mod tests {
         let known = Known::default();
         let docker = found("/docker/ID");
         assert!(attaches(&known.decide(&docker, &all())));
-        known.remember(ID, &Decision::Leave(Reason::OptedOut));
+        known.remember(ID, &Decision::Leave(Reason::OptedOut), None);
         assert_eq!(
             known.decide(&docker, &all()),
             Decision::Leave(Reason::OptedOut)
@@ -161,7 +181,12 @@ mod tests {
     #[test]
     fn what_is_gone_is_forgotten() {
         let known = Known::default();
-        known.remember(ID, &Decision::Leave(Reason::OptedOut));
+        known.remember(
+            ID,
+            &Decision::Leave(Reason::OptedOut),
+            Some(CpuPolicy::Host),
+        );
+        assert_eq!(known.cpus(&found("/docker/ID")), Some(CpuPolicy::Host));
         for _ in 0..PATIENCE {
             known.next_scan();
         }
@@ -172,7 +197,11 @@ mod tests {
         assert!(attaches(&known.decide(&found("/docker/ID"), &all())));
         // Ten thousand dead containers do not stay.
         for number in 0..10_000 {
-            known.remember(&number.to_string(), &Decision::Leave(Reason::OptedOut));
+            known.remember(
+                &number.to_string(),
+                &Decision::Leave(Reason::OptedOut),
+                None,
+            );
         }
         for _ in 0..=PATIENCE {
             known.next_scan();

@@ -7,6 +7,7 @@ use lxcfs_common::catalogue::{Attach, CATALOGUE};
 use lxcfs_common::pod;
 
 use crate::attach::Selection;
+use crate::policy::{CpuPolicy, Named};
 
 /// Whom to serve without being asked in the container's own words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,6 +114,19 @@ fn matches(pattern: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
+impl Subject {
+    /// The rule by which it wants its CPUs counted, if it asks for one.
+    ///
+    /// # Errors
+    /// What it says instead of the name of a rule.
+    pub fn cpus(&self) -> Result<Option<CpuPolicy>, &str> {
+        match self.annotation(pod::CPUS) {
+            None => Ok(None),
+            Some(name) => CpuPolicy::from_name(name).map(Some).ok_or(name),
+        }
+    }
+}
+
 impl AgentPolicy {
     /// Decides for one container.
     pub fn decide(&self, subject: &Subject) -> Decision {
@@ -179,6 +193,18 @@ fn chosen(selection: Selection) -> Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_may_name_the_rule_for_its_cpus() {
+        let asked = |value| {
+            let subject = subject(&[(pod::CPUS, value)]);
+            subject.cpus().map_err(str::to_owned)
+        };
+        assert_eq!(asked("cpuset"), Ok(Some(CpuPolicy::Cpuset)));
+        assert_eq!(asked("host"), Ok(Some(CpuPolicy::Host)));
+        assert_eq!(asked("four"), Err("four".to_owned()));
+        assert_eq!(subject(&[]).cpus(), Ok(None));
+    }
 
     fn subject(annotations: &[(&str, &str)]) -> Subject {
         Subject {

@@ -27,6 +27,8 @@ pub struct AgentOptions {
     pub mountpoint: PathBuf,
     /// The same as runtimes see it.
     pub host_mountpoint: PathBuf,
+    /// Where the daemon takes commands.
+    pub control: PathBuf,
     /// Who is served.
     pub policy: AgentPolicy,
     /// The runtime's NRI socket; `None` not to use NRI.
@@ -50,6 +52,7 @@ impl Default for AgentOptions {
         Self {
             mountpoint: "/var/lib/lxcfs".into(),
             host_mountpoint: "/var/lib/lxcfs".into(),
+            control: "/run/lxcfs/holder.sock".into(),
             policy: AgentPolicy::default(),
             nri: Some("/var/run/nri/nri.sock".into()),
             docker: Some("/var/run/docker.sock".into()),
@@ -133,7 +136,10 @@ impl Agent {
     pub fn start(options: AgentOptions) -> std::io::Result<Self> {
         let known: Arc<Known> = Arc::default();
         let shared = Arc::new(Shared {
-            attacher: Arc::new(Attacher::new(&options.mountpoint, options.engine.clone())),
+            attacher: Arc::new(
+                Attacher::new(&options.mountpoint, options.engine.clone())
+                    .commanding(options.control.clone()),
+            ),
             health: Arc::new(Health::new(Arc::clone(&known))),
             known,
             stop: Stop::default(),
@@ -344,9 +350,11 @@ fn follow_events(shared: &Shared) {
         let jobs = started.next().into_iter().filter_map(|pid| {
             let found = Scan::default().process(pid).ok().flatten()?;
             let decision = shared.known.decide(&found, &shared.options.policy);
+            let cpus = shared.known.cpus(&found);
             matches!(decision, super::Decision::Attach(_)).then(|| Job {
                 target: found.into(),
                 decision,
+                cpus,
             })
         });
         carry_out(shared, jobs.collect(), Method::Event);
@@ -362,10 +370,12 @@ fn docker_job(shared: &Shared, container: Inspected) -> Job {
         ..Subject::default()
     };
     let decision = shared.options.policy.decide(&subject);
-    shared.known.remember(&container.id, &decision);
+    let cpus = shared.attacher.cpus_of(&subject);
+    shared.known.remember(&container.id, &decision, cpus);
     Job {
         target: Target::process(container.pid),
         decision,
+        cpus,
     }
 }
 
@@ -422,10 +432,12 @@ fn scan_once(shared: &Shared) -> Result<bool, AttachError> {
         .into_iter()
         .filter_map(|found| {
             let decision = shared.known.decide(&found, &shared.options.policy);
-            let wanted = matches!(decision, super::Decision::Attach(_));
+            let cpus = shared.known.cpus(&found);
+            let wanted = matches!(decision, super::Decision::Attach(_)) || cpus.is_some();
             (wanted || found.has_ours).then(|| Job {
                 target: found.into(),
                 decision,
+                cpus,
             })
         })
         .collect();

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
 
-use super::args::{AgentArgs, HookArgs, PolicyArgs};
+use super::args::{AgentArgs, HookArgs, PolicyArgs, RuntimeArgs};
 use crate::agent::hook::{self, When};
 use crate::agent::{Agent, AgentOptions, AgentPolicy, Attacher};
 use crate::attach::{EngineOptions, Selection};
+use crate::config::{self, DEFAULT_RUNTIME_DIR};
 use crate::observe::listener::{self, Access, Endpoints};
 use crate::observe::metrics::{Metrics, Source};
 use crate::observe::sources::{Build, Process};
@@ -43,6 +44,12 @@ fn socket(path: &Path) -> Option<PathBuf> {
     (path != Path::new("off")).then(|| path.to_owned())
 }
 
+/// Where the daemon takes commands.
+fn control(args: &RuntimeArgs) -> PathBuf {
+    let dir = args.runtime_dir.as_deref();
+    config::holder_socket(dir.unwrap_or_else(|| Path::new(DEFAULT_RUNTIME_DIR)))
+}
+
 fn options(args: &AgentArgs, sources: Sources) -> Result<AgentOptions> {
     let docker = socket(&args.docker).filter(|_| sources == Sources::All);
     Ok(AgentOptions {
@@ -52,6 +59,7 @@ fn options(args: &AgentArgs, sources: Sources) -> Result<AgentOptions> {
             .clone()
             .unwrap_or_else(|| args.mount.clone()),
         policy: policy(&args.policy)?,
+        control: control(&args.runtime),
         nri: socket(&args.nri),
         docker,
         mounts_in_spec: !args.no_spec_mounts,
@@ -132,7 +140,8 @@ pub(super) fn hook(args: &HookArgs) -> Result<ExitCode> {
             deadline: Duration::from_millis(400),
             ..EngineOptions::default()
         },
-    );
+    )
+    .commanding(control(&args.runtime));
     let done = policy(&args.policy).and_then(|policy| {
         let state = hook::read_state(std::io::stdin().lock())?;
         Ok(hook::run(&state, &policy, &attacher)?)

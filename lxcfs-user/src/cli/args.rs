@@ -363,6 +363,9 @@ pub struct AgentArgs {
     /// Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH
     #[arg(long, value_name = "LISTEN")]
     pub metrics: Option<Listen>,
+    /// Which daemon takes containers' own rules for their CPUs.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
     /// How much to log [default: info]
     #[arg(long, value_name = "LEVEL", value_parser = named::<LogLevel>())]
     pub log_level: Option<LogLevel>,
@@ -389,6 +392,9 @@ pub struct HookArgs {
     /// Print the file for hooks.d instead; with --all, for every container
     #[arg(long)]
     pub print: bool,
+    /// Which daemon takes containers' own rules for their CPUs.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
     /// Who is served.
     #[command(flatten)]
     pub policy: PolicyArgs,

@@ -2,18 +2,25 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use lxcfs_holder::control::{Request, ask};
 
 use super::args::ShowArgs;
 use super::{file_name, file_settings};
 use crate::collect::explain::{Explanation, Whom};
 use crate::collect::live::LiveOptions;
-use crate::config::{LogFormat, LogLevel};
+use crate::config::{self, DEFAULT_RUNTIME_DIR, LogFormat, LogLevel, Settings};
 use crate::daemon::worker::Parts;
 use crate::observe::log;
+use crate::policy::{CpuPolicy, Named as _};
 use crate::snapshot::{Controller, Origin};
+
+/// For the daemon to say how it counts a container's CPUs.
+const DAEMON_DEADLINE: Duration = Duration::from_millis(500);
 
 pub(super) fn show(args: &ShowArgs) -> Result<ExitCode> {
     let node = file_name::resolve(&args.file).map_err(anyhow::Error::msg)?;
@@ -26,6 +33,9 @@ pub(super) fn show(args: &ShowArgs) -> Result<ExitCode> {
     let parts = Parts::new(&options)?;
     parts.load(!settings.no_ebpf.unwrap_or(false));
     let own = std::process::id();
+    if args.cgroup.is_none() && args.views.cpus.is_none() {
+        as_served(&parts, &settings, args.pid.unwrap_or(own));
+    }
     let (whom, who) = match &args.cgroup {
         Some(path) => (Whom::Cgroup(path), format!("cgroup {path}")),
         None => {
@@ -52,6 +62,19 @@ pub(super) fn show(args: &ShowArgs) -> Result<ExitCode> {
             other.context("cannot write to stdout")?;
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+/// Counts CPUs by the container's own rule, if the running daemon has been told one.
+fn as_served(parts: &Parts, settings: &Settings, pid: u32) {
+    let dir = settings.runtime_dir.as_deref();
+    let socket = config::holder_socket(dir.unwrap_or_else(|| Path::new(DEFAULT_RUNTIME_DIR)));
+    let request = Request::Command(format!("cpus {pid}"));
+    // Without a daemon, or for a process of the host, there is no such rule.
+    if let Ok(Ok(rule)) = ask(&socket, &request, DAEMON_DEADLINE)
+        && let Some(cpus) = CpuPolicy::from_name(&rule)
+    {
+        let _ = parts.engine.set_cpus(pid, Some(cpus));
     }
 }
 

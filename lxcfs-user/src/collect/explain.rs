@@ -75,7 +75,10 @@ impl LiveEngine {
             }
             View::Container(seen) => seen,
         };
-        let policy = self.policy();
+        let policy = self
+            .collector()
+            .state(&seen.container)
+            .policy(self.policy());
         let cgroups = Controller::ALL
             .iter()
             .filter_map(|controller| {

@@ -16,7 +16,7 @@ use crate::engine::{AnswerError, Caller, Engine};
 use crate::fallback::{Fallback, Fallbacks};
 use crate::host::position::{self, PositionError};
 use crate::host::reader::{HostError, HostReader, ProcFile, ProcOrigin, page_size_and_user_hz};
-use crate::policy::ViewPolicy;
+use crate::policy::{CpuPolicy, ViewPolicy};
 use crate::snapshot::Inputs;
 use crate::view;
 
@@ -154,6 +154,38 @@ impl LiveEngine {
         &self.fallbacks
     }
 
+    /// Counts the CPUs of the container of thread `tid` by a rule of its own; `None`: by the
+    /// daemon's. Returns the container's path.
+    ///
+    /// # Errors
+    /// [`AnswerError::Caller`] when it cannot be told, or is in no container.
+    pub fn set_cpus(&self, tid: u32, cpus: Option<CpuPolicy>) -> Result<String, AnswerError> {
+        let View::Container(seen) = self.resolver.resolve(tid)? else {
+            return Err(AnswerError::Caller {
+                tid,
+                reason: "it is in no container",
+            });
+        };
+        if self.collector.state(&seen.container).set_cpus(cpus) {
+            self.collector.store.note_change();
+        }
+        Ok(seen.container.path().to_owned())
+    }
+
+    /// The rule that counts the CPUs of the container of thread `tid`.
+    ///
+    /// # Errors
+    /// [`AnswerError::Caller`] when it cannot be told.
+    pub fn cpus(&self, tid: u32) -> Result<CpuPolicy, AnswerError> {
+        Ok(match self.resolver.resolve(tid)? {
+            View::Host => self.policy().cpus,
+            View::Container(seen) => {
+                let state = self.collector.state(&seen.container);
+                state.policy(self.policy()).cpus
+            }
+        })
+    }
+
     /// Shows everybody the host's text (`true`), or each container its own.
     pub fn set_host_view(&self, on: bool) {
         self.host_view.store(on, Ordering::Relaxed);
@@ -219,7 +251,8 @@ impl LiveEngine {
         node: Node,
         out: &mut Vec<u8>,
     ) -> Result<(), AnswerError> {
-        let policy = self.policy();
+        let state = self.collector.state(&caller.container);
+        let policy = state.policy(self.policy());
         if view::shows_host(node, &policy) {
             return self.host_text(node, out);
         }
@@ -235,7 +268,6 @@ impl LiveEngine {
         let Some(file) = file else {
             return self.render_now(caller, node, &policy, out);
         };
-        let state = self.collector.state(&caller.container);
         let came = state.cells.answer(
             file,
             self.ttl,
@@ -406,6 +438,7 @@ impl Engine for LiveEngine {
             caller,
             |seen| {
                 let inputs = Inputs::CPUS;
+                let policy = self.collector.state(&seen.container).policy(policy);
                 let snapshot = self.collector.snapshot(seen, inputs, &policy)?;
                 Ok(view::cpus::derive(&snapshot, &policy).numbers)
             },

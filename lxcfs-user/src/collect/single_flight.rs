@@ -167,6 +167,11 @@ impl Cells {
         answer.bytes.as_ref().map(|(bytes, _)| bytes.clone())
     }
 
+    /// Lets go of every answer: it was made by another rule.
+    pub fn clear(&self) {
+        lock(&self.0).clear();
+    }
+
     /// Lets go of answers older than a few seconds.
     pub fn drop_stale(&self) {
         lock(&self.0).retain(|(_, cell)| {

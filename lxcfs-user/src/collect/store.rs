@@ -2,13 +2,14 @@
 //! shown, the load averages, when it started. Bounded, and let go when the cgroup is gone.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::container::CgroupKey;
 use crate::history::cpu::CpuHistory;
 use crate::history::forks::Forks;
 use crate::history::loadavg::LoadAverage;
+use crate::policy::{CpuNumbering, CpuPolicy, ViewPolicy};
 use crate::snapshot::Origin;
 use crate::units::Nsec;
 
@@ -50,6 +51,8 @@ pub struct State {
     load_asked: AtomicU64,
     /// When anything was asked for last.
     used: AtomicU64,
+    /// The CPU policy of this container alone, by [`cpus_code`]; 0: the daemon's.
+    cpus: AtomicU8,
     /// Rendered answers.
     pub cells: Cells,
 }
@@ -61,7 +64,55 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 const SECOND: u64 = 1_000_000_000;
 
+/// A policy as a number that is kept from one worker to the next; 0 for none.
+const fn cpus_code(cpus: Option<CpuPolicy>) -> u8 {
+    match cpus {
+        None => 0,
+        Some(CpuPolicy::Quota) => 1,
+        Some(CpuPolicy::Cpuset) => 2,
+        Some(CpuPolicy::Host) => 3,
+    }
+}
+
+const fn cpus_of(code: u8) -> Option<CpuPolicy> {
+    match code {
+        1 => Some(CpuPolicy::Quota),
+        2 => Some(CpuPolicy::Cpuset),
+        3 => Some(CpuPolicy::Host),
+        _ => None,
+    }
+}
+
 impl State {
+    /// Counts this container's CPUs by a rule of its own; `None`: by the daemon's again.
+    /// Whether that is a change.
+    pub fn set_cpus(&self, cpus: Option<CpuPolicy>) -> bool {
+        let code = cpus_code(cpus);
+        if self.cpus.swap(code, Ordering::Relaxed) == code {
+            return false;
+        }
+        self.cells.clear();
+        true
+    }
+
+    /// `policy` with what this container has of its own.
+    #[must_use]
+    pub fn policy(&self, policy: ViewPolicy) -> ViewPolicy {
+        let Some(cpus) = cpus_of(self.cpus.load(Ordering::Relaxed)) else {
+            return policy;
+        };
+        let cpu_numbering = match cpus {
+            // A quota has no CPU of its own, and so no number of the host's.
+            CpuPolicy::Quota => CpuNumbering::Sequential,
+            _ => policy.cpu_numbering,
+        };
+        ViewPolicy {
+            cpus,
+            cpu_numbering,
+            ..policy
+        }
+    }
+
     /// The start, found by `find` the first time; a guess is not kept.
     pub fn start(&self, find: impl FnOnce() -> Option<Start>) -> Option<Start> {
         let mut start = lock(&self.start);
@@ -108,6 +159,8 @@ pub struct Saved {
     pub load: Vec<u8>,
     /// [`Forks::to_bytes`].
     pub forks: Vec<u8>,
+    /// A CPU policy of its own, as a number; 0 for none.
+    pub cpus: u8,
 }
 
 /// Every container's memory.
@@ -186,6 +239,7 @@ impl Store {
                     cpu: lock(&state.cpu).to_bytes(),
                     load: load.average.to_bytes(),
                     forks: load.forks.to_bytes(),
+                    cpus: state.cpus.load(Ordering::Relaxed),
                 }
             })
             .collect()
@@ -196,6 +250,7 @@ impl Store {
         for saved in saved {
             let state = self.state(saved.key, now);
             *lock(&state.cpu) = CpuHistory::from_bytes(&saved.cpu);
+            state.cpus.store(saved.cpus, Ordering::Relaxed);
             let mut load = lock(&state.load);
             load.average = LoadAverage::from_bytes(&saved.load);
             load.forks = Forks::from_bytes(&saved.forks);
@@ -261,11 +316,16 @@ mod tests {
             ..TaskCounts::default()
         };
         store.state(key(1), Nsec(5)).account(Nsec(5), counts);
+        assert!(store.state(key(1), Nsec(5)).set_cpus(Some(CpuPolicy::Host)));
         let mut saved = store.save();
         let successor = Store::default();
         successor.restore(&saved, Nsec(6));
         let average = |store: &Store| lock(&store.state(key(1), Nsec(6)).load).average;
         assert_eq!(average(&successor), average(&store));
+        let state = successor.state(key(1), Nsec(6));
+        assert_eq!(state.policy(ViewPolicy::default()).cpus, CpuPolicy::Host);
+        assert!(state.set_cpus(None), "by the daemon's rule again");
+        assert_eq!(state.policy(ViewPolicy::default()), ViewPolicy::default());
         saved[0].load[9] ^= 1;
         let careful = Store::default();
         careful.restore(&saved, Nsec(6));

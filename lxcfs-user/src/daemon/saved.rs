@@ -6,7 +6,7 @@ use crate::collect::store::Saved;
 use crate::container::CgroupKey;
 use crate::history::loadavg::LoadAverage;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The state of a worker.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,13 +27,15 @@ impl Legacy {
         let mut count = 0_u32;
         let mut body = Vec::new();
         for saved in &self.containers {
-            let size = 4 + 8 + 4 + saved.cpu.len() + 4 + saved.load.len() + 4 + saved.forks.len();
+            let size =
+                4 + 8 + 1 + 4 + saved.cpu.len() + 4 + saved.load.len() + 4 + saved.forks.len();
             if out.len() + 8 + body.len() + size > capacity {
                 break;
             }
             let hierarchy = u32::try_from(saved.key.hierarchy).unwrap_or(u32::MAX);
             body.extend_from_slice(&hierarchy.to_le_bytes());
             body.extend_from_slice(&saved.key.inode.to_le_bytes());
+            body.push(saved.cpus);
             put(&mut body, &saved.cpu);
             put(&mut body, &saved.load);
             put(&mut body, &saved.forks);
@@ -79,8 +81,10 @@ impl Legacy {
                 hierarchy: usize::try_from(hierarchy).ok()?,
                 inode: u64::from_le_bytes(take(&mut rest)?),
             };
+            let [cpus] = take::<1>(&mut rest)?;
             legacy.containers.push(Saved {
                 key,
+                cpus,
                 cpu: get(&mut rest)?.to_vec(),
                 load: get(&mut rest)?.to_vec(),
                 forks: get(&mut rest)?.to_vec(),
@@ -132,6 +136,7 @@ mod tests {
                 inode,
             },
             cpu: vec![inode as u8; 40],
+            cpus: inode as u8,
             load: LoadAverage::default().to_bytes(),
             forks: vec![7; 32],
         };

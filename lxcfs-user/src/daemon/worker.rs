@@ -16,7 +16,7 @@ use crate::bpf::{self, FeatureState, Sampler};
 use crate::collect::live::{LiveEngine, LiveOptions};
 use crate::collect::sampler::LoadSampler;
 use crate::config::{Config, Listen};
-use crate::engine::Engine;
+use crate::engine::{AnswerError, Engine};
 use crate::history::loadavg::LoadAverage;
 use crate::observe::holder::{Holder, value_of};
 use crate::observe::listener::{self, Access, Endpoints};
@@ -27,6 +27,7 @@ use crate::observe::metrics::{
 use crate::observe::probe::MountProbe;
 use crate::observe::requests::{Observed, Requests};
 use crate::observe::sources::{Build, Features, Process};
+use crate::policy::{CpuPolicy, Named};
 use crate::worker::{HistoryStore, WorkerOptions};
 
 /// A request that takes longer has met a stuck thread.
@@ -319,8 +320,36 @@ fn command_of(engine: &LiveEngine, command: &str) -> Result<String, String> {
             tracing::info!("SIGUSR2: views show {now} values");
             Ok(format!("views show {now} values"))
         }
-        _ => Err(format!("unknown command {command:?}")),
+        _ => match command.strip_prefix("cpus ") {
+            Some(words) => cpus_command(engine, words),
+            None => Err(format!("unknown command {command:?}")),
+        },
     }
+}
+
+/// `TID [quota|cpuset|host|default]`: tells or sets which rule counts the CPUs of the
+/// container that the thread is in.
+fn cpus_command(engine: &LiveEngine, words: &str) -> Result<String, String> {
+    let (tid, rule) = words.split_once(' ').unwrap_or((words, ""));
+    let tid = tid
+        .parse()
+        .map_err(|error| format!("{tid:?} is no thread id: {error}"))?;
+    let failed = |error: AnswerError| error.to_string();
+    if rule.is_empty() {
+        return engine
+            .cpus(tid)
+            .map(|cpus| cpus.name().to_owned())
+            .map_err(failed);
+    }
+    let cpus = match rule {
+        "default" => None,
+        _ => Some(CpuPolicy::from_name(rule).ok_or_else(|| {
+            format!("{rule:?} counts no CPUs; known: quota, cpuset, host, default")
+        })?),
+    };
+    let path = engine.set_cpus(tid, cpus).map_err(failed)?;
+    tracing::info!(container = %path, cpus = rule, "CPUs are counted by the container's own rule");
+    Ok(format!("{path}: CPUs by {rule}"))
 }
 
 #[derive(Debug)]

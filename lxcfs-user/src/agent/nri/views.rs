@@ -11,6 +11,7 @@ use crate::agent::attacher::{Attacher, Job, Method};
 use crate::agent::known::Known;
 use crate::agent::policy::{AgentPolicy, Decision, Subject};
 use crate::attach::{AttachError, Selection, Target};
+use crate::policy::CpuPolicy;
 
 /// The plugin of this project.
 #[derive(Debug)]
@@ -40,10 +41,16 @@ fn subject(pod: &api::PodSandbox, container: &api::Container) -> Subject {
 }
 
 impl Views {
-    fn decide(&self, pod: &api::PodSandbox, container: &api::Container) -> Decision {
-        let decision = self.policy.decide(&subject(pod, container));
-        self.known.remember(&container.id, &decision);
-        decision
+    fn decide(
+        &self,
+        pod: &api::PodSandbox,
+        container: &api::Container,
+    ) -> (Decision, Option<CpuPolicy>) {
+        let subject = subject(pod, container);
+        let decision = self.policy.decide(&subject);
+        let cpus = self.attacher.cpus_of(&subject);
+        self.known.remember(&container.id, &decision, cpus);
+        (decision, cpus)
     }
 
     fn target(&self, container: &api::Container) -> Result<Target, AttachError> {
@@ -116,9 +123,13 @@ impl Plugin for Views {
             .filter(|found| found.state != api::state::STOPPED)
             .filter_map(|container| {
                 let pod = pods.get(container.pod_sandbox_id.as_str());
-                let decision = self.decide(pod.copied().unwrap_or(&none), container);
+                let (decision, cpus) = self.decide(pod.copied().unwrap_or(&none), container);
                 let target = self.target(container).ok()?;
-                Some(Job { target, decision })
+                Some(Job {
+                    target,
+                    decision,
+                    cpus,
+                })
             })
             .collect();
         self.carry_out(jobs);
@@ -126,7 +137,7 @@ impl Plugin for Views {
     }
 
     fn create(&self, pod: &api::PodSandbox, container: &api::Container) -> Vec<api::Mount> {
-        let decision = self.decide(pod, container);
+        let (decision, _) = self.decide(pod, container);
         match decision {
             Decision::Leave(_) => Vec::new(),
             Decision::Attach(_) if !self.mounts_in_spec => Vec::new(),
@@ -140,12 +151,16 @@ impl Plugin for Views {
     }
 
     fn start(&self, pod: &api::PodSandbox, container: &api::Container) {
-        let decision = self.decide(pod, container);
-        if let Decision::Leave(reason) = decision {
-            return self.attacher.skip(reason);
+        let (decision, cpus) = self.decide(pod, container);
+        if let (Decision::Leave(reason), None) = (&decision, cpus) {
+            return self.attacher.skip(*reason);
         }
         match self.target(container) {
-            Ok(target) => self.carry_out(vec![Job { target, decision }]),
+            Ok(target) => self.carry_out(vec![Job {
+                target,
+                decision,
+                cpus,
+            }]),
             Err(error) => {
                 self.attacher.skip_as("unknown-process");
                 tracing::warn!(container = %container.id, %error, "container not attached");

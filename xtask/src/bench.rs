@@ -41,12 +41,13 @@ impl Args {
             "lxcfs-tests",
         ]))?;
         let built = repository().join("target/release");
-        if self.ebpf {
-            run(Command::new(built.join("lxcfs-bench-ebpf")).args(self.rest))?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        let mut bench = Command::new(built.join("lxcfs-bench"));
-        bench.arg("run").arg("--lxcfs").arg(built.join("lxcfs"));
+        let mut bench = if self.ebpf {
+            Command::new(built.join("lxcfs-bench-ebpf"))
+        } else {
+            let mut bench = Command::new(built.join("lxcfs-bench"));
+            bench.arg("run").arg("--lxcfs").arg(built.join("lxcfs"));
+            bench
+        };
         if !self.no_peer {
             let peer = peer::fetch(&Cache::open()?)?;
             bench

@@ -3,10 +3,13 @@
 //!
 //! Run through `cargo xtask bench --ebpf`.
 
+mod peer;
+
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +18,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use lxcfs_tests::scratch::{Cgroup, Child, Work, wait_until};
 use lxcfs_user::bpf::{Collector, Options, Sampler};
+use peer::Peer;
 
 /// Measures the eBPF collector. Wants root, and a machine that does little else.
 #[derive(Parser)]
@@ -31,6 +35,19 @@ struct Cli {
     /// Round trips of one ping-pong.
     #[arg(long, default_value_t = 100_000)]
     round_trips: u32,
+    /// C lxcfs's binary, to measure its load thread beside the sample.
+    #[arg(long, requires = "peer_lib")]
+    peer: Option<PathBuf>,
+    /// Directory of C lxcfs's `liblxcfs.so`.
+    #[arg(long)]
+    peer_lib: Option<PathBuf>,
+}
+
+impl Cli {
+    fn peer(&self) -> Option<Peer> {
+        let (program, lib) = self.peer.clone().zip(self.peer_lib.clone())?;
+        Some(Peer { program, lib })
+    }
 }
 
 fn main() -> ExitCode {
@@ -332,6 +349,14 @@ fn task_sample(cli: &Cli) -> Result<()> {
         sample / 5e6 * 100.0,
         scan / 5e6 * 100.0
     );
+    if let Some(peer) = cli.peer() {
+        let theirs = peer::load_thread_us(&peer, &cgroups, &children, Duration::from_secs(30))?;
+        println!(
+            "  of one CPU, C lxcfs -l for the same tasks:    {:.3} %: {:.0} times less CPU by eBPF",
+            theirs / 5e6 * 100.0,
+            theirs / sample
+        );
+    }
     drop(children);
     Ok(())
 }

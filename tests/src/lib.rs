@@ -82,3 +82,4 @@ pub fn stdout_of(command: &mut Command) -> String {
 }
 
 pub mod fixture;
+pub mod kernel_bpf;

@@ -62,6 +62,11 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 pub struct Status(String);
 
 impl Status {
+    /// Asks the holder that listens on `socket`; `None` when it does not answer.
+    pub fn of(socket: &Path) -> Option<Self> {
+        ask(socket, &Request::Status, PATIENCE).ok()?.ok().map(Self)
+    }
+
     /// The value of `key`.
     ///
     /// # Panics
@@ -233,7 +238,7 @@ impl Served {
 
     /// The status, if the holder answers.
     pub fn try_status(&self) -> Option<Status> {
-        self.ask(&Request::Status).ok()?.ok().map(Status)
+        Status::of(&self.socket())
     }
 
     /// The status.

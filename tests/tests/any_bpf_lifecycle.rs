@@ -4,16 +4,23 @@
 //! The tests fork, so they run one at a time whatever the harness does.
 // vm: all/v2
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, FromRawFd};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lxcfs_tests::kernel_bpf::Listing;
 use lxcfs_tests::scratch::{Cgroup, Child, Work, collector_with, state_of, wait_until};
+use lxcfs_tests::serve::{Status, eventually};
+use lxcfs_tests::{Lxcfs, lxcfs_binary};
 use lxcfs_user::bpf::{Collector, Feature, FeatureState, Options, Sampler};
+use lxcfs_user::config::holder_socket;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// One test at a time: a fork copies only the calling thread, and locks that others hold.
 fn alone() -> MutexGuard<'static, ()> {
@@ -141,6 +148,136 @@ fn a_killed_process_leaves_nothing() {
     unsafe { libc::kill(pid, libc::SIGKILL) };
     wait_for(pid);
     wait_until("all are freed", || !ids.iter().any(|id| exists(id)));
+}
+
+/// A daemon and what `bpftool` lists of it.
+struct Daemon {
+    lxcfs: Lxcfs,
+    /// Kind and name of what its workers hold.
+    names: BTreeSet<(&'static str, String)>,
+    /// How much of each worker and standby hold after the start.
+    first: BTreeMap<String, usize>,
+}
+
+impl Daemon {
+    /// Starts one, and waits until worker and standby have loaded their programs.
+    fn start() -> Self {
+        let mut daemon = Self {
+            lxcfs: Lxcfs::start::<&str>(&[]),
+            names: BTreeSet::new(),
+            first: BTreeMap::new(),
+        };
+        eventually("worker and standby hold the same", || {
+            let [_, worker, standby] = daemon.serving();
+            let listing = Listing::take();
+            let [one, other] = [worker, standby].map(|pid| listing.held_by(&[pid]));
+            daemon.names = listing.names(&one);
+            daemon.first = listing.census(&one.union(&other).copied().collect());
+            daemon.names.iter().any(|(kind, _)| *kind == "link")
+                && listing.census(&one) == listing.census(&other)
+                && daemon.lxcfs.log().contains("INFO serving ")
+        });
+        for kind in ["prog", "map", "link"] {
+            let known = daemon.names.iter().any(|name| name.0 == kind);
+            assert!(known, "no {kind}: {:?}", daemon.names);
+        }
+        daemon
+    }
+
+    fn status(&self) -> Option<Status> {
+        Status::of(&holder_socket(self.lxcfs.runtime_dir()))
+    }
+
+    /// Holder, worker and standby; 0 for who is missing just now.
+    fn processes(&self) -> [i32; 3] {
+        let status = self.status();
+        ["holder", "worker", "standby"].map(|who| {
+            let pid = status.as_ref().map_or(0, |status| status.number(who));
+            i32::try_from(pid).expect("a pid")
+        })
+    }
+
+    /// The same when nobody is missing.
+    fn serving(&self) -> [i32; 3] {
+        let mut processes = [0; 3];
+        eventually("holder, worker and standby", || {
+            processes = self.processes();
+            processes.iter().all(|pid| *pid > 0)
+        });
+        processes
+    }
+
+    /// What the kernel holds for it, and what nobody holds that has the name of ours.
+    fn census(&self) -> BTreeMap<String, usize> {
+        let listing = Listing::take();
+        let pinned = listing.pinned(&self.names);
+        assert!(pinned.is_empty(), "pinned: {pinned:?}");
+        listing.census(&listing.of(&self.names, &self.processes()))
+    }
+
+    /// Waits until another worker than `old` serves and the kernel holds as much as at first: it
+    /// frees what a dead process held a little later.
+    fn settles_after(&self, what: &str, old: i32) {
+        eventually(&format!("after {what}, another worker serves"), || {
+            let worker = self.processes()[1];
+            worker > 0 && worker != old
+        });
+        let mut now = BTreeMap::new();
+        for _ in 0..1200 {
+            now = self.census();
+            if now == self.first {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(now, self.first, "after {what}");
+    }
+}
+
+#[test]
+fn a_daemon_killed_reloaded_upgraded_and_stopped_leaves_the_kernel_as_it_was() {
+    let _alone = alone();
+    let before = Listing::take();
+    let daemon = Daemon::start();
+    let [holder, ..] = daemon.serving();
+
+    // One worker dies, then worker and standby together, then one again.
+    for victims in [1..2, 1..3, 1..2] {
+        let processes = daemon.serving();
+        for victim in &processes[victims] {
+            let _already_dead = kill(Pid::from_raw(*victim), Signal::SIGKILL);
+        }
+        daemon.settles_after("a kill", processes[1]);
+    }
+    let [_, worker, _] = daemon.serving();
+    daemon.lxcfs.signal(Signal::SIGUSR1);
+    daemon.settles_after("SIGUSR1", worker);
+    let [_, worker, _] = daemon.serving();
+    let upgrade = Command::new(lxcfs_binary())
+        .args(["upgrade", "--runtime-dir"])
+        .arg(daemon.lxcfs.runtime_dir())
+        .output()
+        .expect("lxcfs");
+    assert!(upgrade.status.success(), "{upgrade:?}");
+    daemon.settles_after("an upgrade", worker);
+    assert_eq!(daemon.serving()[0], holder);
+
+    let Daemon { lxcfs, names, .. } = daemon;
+    lxcfs.stop();
+    let mut left = Vec::new();
+    let before = before.of(&names, &[]);
+    for _ in 0..1200 {
+        left = Listing::take()
+            .of(&names, &[])
+            .difference(&before)
+            .copied()
+            .collect();
+        if left.is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(left.is_empty(), "left in the kernel: {left:?}");
 }
 
 #[test]

@@ -141,3 +141,75 @@ fn psutil_shows_what_the_container_burns() {
         .collect();
     assert_shown("psutil", &idle, meanwhile, &text);
 }
+
+/// A screen of 120 columns inside a container, of which tmux is the terminal.
+struct Screen<'a> {
+    container: &'a Container,
+    socket: String,
+}
+
+impl<'a> Screen<'a> {
+    fn of(container: &'a Container, program: &str) -> Self {
+        let socket = format!("lxcfs-burn-{}", std::process::id());
+        let screen = Self { container, socket };
+        screen.tmux(&["new-session", "-d", "-x", "120", "-y", "40", program]);
+        screen
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> String {
+        let mut all = vec!["env", "TERM=xterm", "tmux", "-L", &self.socket];
+        all.extend(arguments);
+        self.container.stdout(&all)
+    }
+
+    /// The text after this one in which the uptime has moved on: htop's next look.
+    fn after(&self, before: &str) -> String {
+        let mut text = String::new();
+        wait_until("htop draws", || {
+            text = self.tmux(&["capture-pane", "-p"]);
+            let uptime = uptime(&text);
+            uptime.is_some() && uptime != self::uptime(before)
+        });
+        text
+    }
+}
+
+impl Drop for Screen<'_> {
+    fn drop(&mut self) {
+        let kill = ["tmux", "-L", &self.socket, "kill-server"];
+        let _gone = self.container.run(&kill);
+    }
+}
+
+fn uptime(text: &str) -> Option<&str> {
+    let (_, after) = text.split_once("Uptime: ")?;
+    after.lines().next()
+}
+
+/// The percentages of the meters `0[|||  75.0%]`.
+fn meters(text: &str) -> Vec<f64> {
+    let parts: Vec<&str> = text.split('[').collect();
+    let meters = parts.windows(2).filter_map(|pair| {
+        let label = pair[0].split_whitespace().last()?;
+        let _cpu: u32 = label.parse().ok()?;
+        let (shown, _) = pair[1].split_once("%]")?;
+        shown.rsplit(['|', ' ']).next()?.parse().ok()
+    });
+    meters.collect()
+}
+
+#[test]
+fn htop_shows_what_the_container_burns() {
+    let at = burning("htop");
+    let (start, before) = (Instant::now(), at.usage());
+    // Four seconds between looks; the first, right at the start, is too short to say much.
+    let screen = Screen::of(&at.container, "env HTOPRC=/dev/null htop -d 40");
+    let first = screen.after("");
+    let text = screen.after(&first);
+    let meanwhile = Meanwhile {
+        used: (at.usage() - before) / 1e6,
+        elapsed: start.elapsed().as_secs_f64(),
+    };
+    let idle: Vec<f64> = meters(&text).iter().map(|busy| 100.0 - busy).collect();
+    assert_shown("htop", &idle, meanwhile, &text);
+}

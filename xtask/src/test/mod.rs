@@ -34,6 +34,9 @@ pub(crate) struct Args {
     only: Option<String>,
 }
 
+/// How often a machine of one kind may die before that counts as a failure.
+const DEATHS: u32 = 3;
+
 /// One harness or boot in the table at the end.
 struct Suite {
     name: String,
@@ -80,7 +83,7 @@ impl Args {
             let start = Instant::now();
             let name = described(&machine);
             println!("\n     Booting {name} for {}", names.join(" "));
-            let mut died = None;
+            let mut died = 0;
             let (tally, broke) = loop {
                 let tally = Tally::new(Box::new(io::stdout()));
                 let sinks = Sinks {
@@ -89,11 +92,13 @@ impl Args {
                 };
                 match vm::boot(&machine, &payload, &commands(&names), sinks) {
                     Ok(status) => break (tally, status != 0),
-                    // Emulated CPUs lock up now and then, whatever runs on them. Once may be the
-                    // emulator's fault, and is said in the table; twice is ours.
-                    Err(error) if died.is_none() && tally.counts().failed == 0 => {
+                    // The kernel patches its own code while it runs (static keys, as the first CPU
+                    // quota switches one), and emulated CPUs now and then see half of it: about
+                    // one machine in six dies so, in code that has nothing to do with the test.
+                    // The table says how often; what dies every time is ours.
+                    Err(error) if died < DEATHS && tally.counts().failed == 0 => {
                         println!("{name}: {error:#}\n{name}: the machine died; booting it again");
-                        died = Some(error);
+                        died += 1;
                     }
                     Err(error) => {
                         println!("{name}: {error:#}");
@@ -101,10 +106,10 @@ impl Args {
                     }
                 }
             };
-            let name = if died.is_some() {
-                format!("{name} (second boot: the first machine died)")
-            } else {
-                name
+            let name = match died {
+                0 => name,
+                1 => format!("{name} (second boot: the first machine died)"),
+                _ => format!("{name} (boot {}: {died} machines died)", died + 1),
             };
             suites.push(finished(name, &tally, broke, start));
         }

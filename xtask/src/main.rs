@@ -11,6 +11,7 @@ mod chart;
 mod check;
 mod command;
 mod dist;
+mod fuzz;
 mod image;
 mod peer;
 mod policy;
@@ -47,6 +48,7 @@ enum Command {
     Chart(chart::Args),
     Check(check::Args),
     Dist(dist::Args),
+    Fuzz(fuzz::Args),
     Image(image::Args),
     Policy(policy::Args),
     Run(run::Args),
@@ -75,6 +77,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Chart(args) => args.run(),
         Command::Check(args) => args.run(),
         Command::Dist(args) => args.run(),
+        Command::Fuzz(args) => args.run(),
         Command::Image(args) => args.run(),
         Command::Policy(args) => args.run(),
         Command::Run(args) => args.run(),

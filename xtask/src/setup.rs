@@ -34,6 +34,8 @@ pub(crate) enum Purpose {
     Vm,
     /// `cargo xtask build-ebpf` with Debian's own compiler.
     Ebpf,
+    /// `cargo xtask fuzz`: libFuzzer is written in C++.
+    Fuzz,
 }
 
 /// One requirement: the package, and a file that is there when it is installed.
@@ -110,6 +112,8 @@ const EBPF: &[Requirement] = &[
     needs("libxml2-dev", "/usr/include/libxml2"),
 ];
 
+const FUZZ: &[Requirement] = &[needs("g++", "/usr/bin/g++")];
+
 impl Purpose {
     fn requirements(self) -> Vec<&'static Requirement> {
         let lists: &[&[Requirement]] = match self {
@@ -118,6 +122,7 @@ impl Purpose {
             Self::Test => &[BUILD, RUN, TEST],
             Self::Vm => &[BUILD, VM],
             Self::Ebpf => &[BUILD, EBPF],
+            Self::Fuzz => &[BUILD, FUZZ],
         };
         lists.iter().copied().flatten().collect()
     }

@@ -161,6 +161,10 @@ pub fn answer(body: &[u8], endpoint: Endpoint, config: &Config) -> Answer {
         }
         _ => Operation::Other,
     };
+    // The API server always sends it; without, a patch has nothing to add annotations to.
+    let Some(Value::Object(_)) = request.object.get("metadata") else {
+        return faulty(Fault::Object, &request.uid);
+    };
     let Ok(pod) = serde_json::from_value::<Pod>(request.object) else {
         return faulty(Fault::Object, &request.uid);
     };

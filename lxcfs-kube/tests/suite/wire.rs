@@ -179,13 +179,15 @@ fn bad_input_is_allowed_unchanged_and_counted() {
     for object in [
         json!(null),
         json!("pod"),
-        json!({"spec": {"containers": SECRET_WORD}}),
+        json!({"metadata": {}, "spec": {"containers": SECRET_WORD}}),
+        // No place to write annotations to.
+        json!({"spec": {"containers": [{"name": "app"}]}}),
     ] {
         let mut odd = review("u-4");
         odd["request"]["object"] = object;
         allowed(&ask(odd.to_string().as_bytes()), "u-4");
     }
-    assert_eq!(faults("unreadable-object"), 3.0);
+    assert_eq!(faults("unreadable-object"), 4.0);
 
     let mut huge = serde_json::to_string(&review("u-5")).unwrap();
     huge = huge.replacen(

@@ -27,7 +27,7 @@ pub struct Cells(Mutex<Vec<(u8, Arc<Cell>)>>);
 
 /// Bytes of answers kept for all containers together. An answer is shared for a few
 /// milliseconds; this is far more than is rendered meanwhile.
-const MAX_KEPT: usize = 1 << 20;
+const MAX_KEPT: usize = 512 << 10;
 
 /// The answers of all containers in the order of their making, so that a thousand
 /// containers that each read once do not leave a thousand texts behind.

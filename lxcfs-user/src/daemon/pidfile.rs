@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::os::fd::IntoRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -38,6 +39,33 @@ pub enum PidfileError {
     },
 }
 
+/// For a killed predecessor to be gone.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whether a process has been killed, or is on its way out, and only keeps its locks until
+/// the kernel has closed its files.
+fn is_dying(pid: i32) -> bool {
+    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+    if pid <= 0 {
+        return false;
+    }
+    // Without memory there is no command line any more.
+    let Ok(words) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
+        return true;
+    };
+    let pending = |status: String| {
+        let masks = status
+            .lines()
+            .filter_map(|line| {
+                line.strip_prefix("ShdPnd:")
+                    .or(line.strip_prefix("SigPnd:"))
+            })
+            .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        masks.fold(0, |all, mask| all | mask) & KILL != 0
+    };
+    words.is_empty() || std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(pending)
+}
+
 /// A locked pidfile with our number in it.
 #[derive(Debug)]
 pub struct Pidfile {
@@ -58,6 +86,7 @@ impl Pidfile {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(failed)?;
         }
+        let began = Instant::now();
         loop {
             let file = OpenOptions::new()
                 .read(true)
@@ -75,6 +104,10 @@ impl Pidfile {
                     let asked = fcntl(&file, FcntlArg::F_GETLK(&mut holder));
                     if asked.is_ok() && i32::from(holder.l_type) == libc::F_UNLCK {
                         // Let go in between.
+                        continue;
+                    }
+                    if is_dying(holder.l_pid) && began.elapsed() < PATIENCE {
+                        std::thread::sleep(Duration::from_millis(20));
                         continue;
                     }
                     return Err(PidfileError::Held {
@@ -137,6 +170,21 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    #[test]
+    fn a_killed_process_is_waited_for_and_a_living_one_is_not() {
+        assert!(!is_dying(std::process::id().cast_signed()));
+        let mut child = std::process::Command::new("sleep")
+            .arg("600")
+            .spawn()
+            .unwrap();
+        let pid = child.id().cast_signed();
+        assert!(!is_dying(pid));
+        child.kill().unwrap();
+        // Pending, exiting or a zombie: each of them is on its way out.
+        assert!(is_dying(pid));
+        child.wait().unwrap();
+    }
 
     #[test]
     fn it_holds_our_number_and_goes_when_removed() {

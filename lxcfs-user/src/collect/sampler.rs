@@ -100,7 +100,7 @@ fn sample(engine: &LiveEngine) {
     let now = collector.now();
     // eBPF keeps the averages itself; these are for the day it is gone, and then stand in for
     // a few periods at once.
-    if sources.tasks.is_cheap() && now.0 / LOAD_PERIOD.0 % PERIODS_APART != 0 {
+    if sources.tasks.is_cheap() && !(now.0 / LOAD_PERIOD.0).is_multiple_of(PERIODS_APART) {
         return;
     }
     let containers: Vec<Arc<Container>> = engine

@@ -56,7 +56,7 @@ pub enum RegionId {
 /// Sizes of the worker's regions in a fresh memory, in bytes; touched pages only are resident.
 const REGIONS: [(RegionId, usize); 3] = [
     (RegionId::Opens, 5 * 1024 * 1024),
-    (RegionId::History, 4 * 1024 * 1024),
+    (RegionId::History, 16 * 1024 * 1024),
     (RegionId::Triggers, 256 * 1024),
 ];
 const TABLE: usize = 8;

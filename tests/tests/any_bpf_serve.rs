@@ -1,4 +1,5 @@
-//! What a container reads that only eBPF can tell, through the whole daemon: its own forks.
+//! What a container reads through the whole daemon, while workers die: its own forks, and
+//! counters that never go back.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 // vm: 5.10/v2 6.12/v2
 
@@ -64,6 +65,49 @@ fn forks_are_the_containers_own_and_never_go_back() {
         kept <= after && after < kept + 100,
         "{kept} before, {after} after a worker's death"
     );
+    lxcfs.stop();
+}
+
+/// The numbers of `/proc/stat` that only grow: user, nice, system and idle of every CPU, and forks.
+fn growing(container: &Container) -> Vec<(String, Vec<u64>)> {
+    let text = container.read("/proc/stat");
+    text.lines()
+        .filter(|line| line.starts_with("cpu") || line.starts_with("processes"))
+        .map(|line| {
+            let (name, numbers) = line.split_once(' ').unwrap();
+            let numbers = numbers.split_whitespace().take(4);
+            (
+                name.to_owned(),
+                numbers.map(|n| n.parse().unwrap()).collect(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn no_counter_goes_back_when_workers_die_right_after_an_answer() {
+    let lxcfs = Lxcfs::start::<&str>(&[]);
+    let cgroup = TestCgroup::new("back");
+    let container = Container::start(&cgroup, &lxcfs.mountpoint(), &Shape::default());
+    // From the very first answer on, and with and without a standby that has loaded its eBPF.
+    for round in 0..30 {
+        let before = growing(&container);
+        kill(Pid::from_raw(worker(&lxcfs)), Signal::SIGKILL).unwrap();
+        let after = growing(&container);
+        assert_eq!(before.len(), after.len());
+        for ((name, before), (_, after)) in before.iter().zip(&after) {
+            let grows = before
+                .iter()
+                .zip(after)
+                .all(|(before, after)| before <= after);
+            assert!(grows, "round {round}: {name} {before:?}, then {after:?}");
+        }
+        container.stdout(&[
+            "sh",
+            "-c",
+            "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done",
+        ]);
+    }
     lxcfs.stop();
 }
 

@@ -330,7 +330,7 @@ impl Collector {
         if is_due {
             let counted = sources.tasks.count(std::slice::from_ref(container));
             match counted.first().copied().flatten() {
-                Some(counts) => state.account(now, counts),
+                Some(counts) => self.store.account(container.key, &state, now, counts),
                 None => self.count_if(true, Fallback::TasksUnknown),
             }
         }

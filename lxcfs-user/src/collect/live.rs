@@ -166,9 +166,8 @@ impl LiveEngine {
                 reason: "it is in no container",
             });
         };
-        if self.collector.state(&seen.container).set_cpus(cpus) {
-            self.collector.store.note_change();
-        }
+        let (store, key) = (&self.collector.store, seen.container.key);
+        store.set_cpus(key, &self.collector.state(&seen.container), cpus);
         Ok(seen.container.path().to_owned())
     }
 
@@ -305,11 +304,13 @@ impl LiveEngine {
         let inputs = view::inputs(node, policy);
         let snapshot = self.collector.snapshot(caller, inputs, policy)?;
         let state = self.collector.state(&caller.container);
+        let mut render = |history: &mut _| view::render(node, &snapshot, history, policy, out);
         if inputs.has(Inputs::CPU_TIME) {
-            self.collector.store.note_change();
+            let store = &self.collector.store;
+            store.with_cpu(caller.container.key, &state, render)
+        } else {
+            render(&mut lock(&state.cpu))
         }
-        let mut history = lock(&state.cpu);
-        view::render(node, &snapshot, &mut history, policy, out)
     }
 
     /// The host's own text, byte for byte.

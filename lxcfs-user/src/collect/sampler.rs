@@ -114,10 +114,10 @@ fn sample(engine: &LiveEngine) {
     }
     for (container, counts) in containers.iter().zip(sources.tasks.recent(&containers)) {
         if let Some(counts) = counts {
-            collector.state(container).account(collector.now(), counts);
-            if !sources.tasks.is_cheap() {
-                collector.store.note_change();
-            }
+            let state = collector.state(container);
+            collector
+                .store
+                .account(container.key, &state, collector.now(), counts);
         }
     }
 }

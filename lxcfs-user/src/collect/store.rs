@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::container::CgroupKey;
 use crate::history::cpu::CpuHistory;
@@ -86,7 +86,7 @@ const fn cpus_of(code: u8) -> Option<CpuPolicy> {
 impl State {
     /// Counts this container's CPUs by a rule of its own; `None`: by the daemon's again.
     /// Whether that is a change.
-    pub fn set_cpus(&self, cpus: Option<CpuPolicy>) -> bool {
+    pub(super) fn set_cpus(&self, cpus: Option<CpuPolicy>) -> bool {
         let code = cpus_code(cpus);
         if self.cpus.swap(code, Ordering::Relaxed) == code {
             return false;
@@ -128,6 +128,17 @@ impl State {
             .store((now.0 / SECOND).max(1), Ordering::Relaxed);
     }
 
+    /// What is carried to the next process, of what is given.
+    fn saved(&self, key: CgroupKey, cpu: Option<&CpuHistory>, load: Option<&Load>) -> Saved {
+        Saved {
+            key,
+            cpu: cpu.map(CpuHistory::to_bytes).unwrap_or_default(),
+            load: load.map(|load| load.average.to_bytes()).unwrap_or_default(),
+            forks: load.map(|load| load.forks.to_bytes()).unwrap_or_default(),
+            cpus: self.cpus.load(Ordering::Relaxed),
+        }
+    }
+
     /// Whether the load was asked for within the last quarter of an hour: what the longest
     /// average remembers.
     #[must_use]
@@ -135,20 +146,10 @@ impl State {
         let asked = self.load_asked.load(Ordering::Relaxed);
         asked != 0 && (now.0 / SECOND).saturating_sub(asked) < 900
     }
-
-    /// Accounts a count of tasks.
-    pub fn account(&self, now: Nsec, counts: TaskCounts) {
-        let mut load = lock(&self.load);
-        load.average.advance(now, counts.active());
-        if let Some(pid) = counts.own_last_pid {
-            load.forks.advance(pid);
-        }
-        load.last = Some((now, counts));
-    }
 }
 
 /// What is carried from one process to the next, per container: bytes of
-/// [`CpuHistory`], [`LoadAverage`] and [`Forks`].
+/// [`CpuHistory`], [`LoadAverage`] and [`Forks`]; none where nothing changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
     /// Whose.
@@ -163,14 +164,26 @@ pub struct Saved {
     pub cpus: u8,
 }
 
+/// Keeps what was shown, so that no successor shows less.
+pub trait Journal: Send + Sync {
+    /// Called while the container's state is locked, before a reader learns of the change.
+    fn append(&self, changed: &Saved);
+}
+
 /// Every container's memory.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Store {
     states: Mutex<HashMap<CgroupKey, Arc<State>>>,
     /// Bounds the rendered answers of all.
     pub recent: Recent,
-    /// Readings and samples that changed what is saved.
-    changes: AtomicU64,
+    /// Set when this process begins to serve.
+    journal: OnceLock<Box<dyn Journal>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
 }
 
 impl Store {
@@ -186,15 +199,50 @@ impl Store {
         state.clone()
     }
 
-    /// Notes that some container's history or load has moved on.
-    pub fn note_change(&self) {
-        self.changes.fetch_add(1, Ordering::Relaxed);
+    /// Tells `journal` of every change from now on. Once.
+    pub fn use_journal(&self, journal: Box<dyn Journal>) {
+        // A second one would be told nothing.
+        let _ = self.journal.set(journal);
     }
 
-    /// Changes noted so far: while it stands still, [`Self::save`] gives the same.
-    #[must_use]
-    pub fn changes(&self) -> u64 {
-        self.changes.load(Ordering::Relaxed)
+    /// Accounts a count of tasks.
+    pub fn account(&self, key: CgroupKey, state: &State, now: Nsec, counts: TaskCounts) {
+        let mut load = lock(&state.load);
+        let before = (load.average, load.forks);
+        load.average.advance(now, counts.active());
+        if let Some(pid) = counts.own_last_pid {
+            load.forks.advance(pid);
+        }
+        load.last = Some((now, counts));
+        if before != (load.average, load.forks)
+            && let Some(journal) = self.journal.get()
+        {
+            journal.append(&state.saved(key, None, Some(&load)));
+        }
+    }
+
+    /// Lets `render` account CPU time and show it.
+    pub fn with_cpu<R>(
+        &self,
+        key: CgroupKey,
+        state: &State,
+        render: impl FnOnce(&mut CpuHistory) -> R,
+    ) -> R {
+        let mut cpu = lock(&state.cpu);
+        let rendered = render(&mut cpu);
+        if let Some(journal) = self.journal.get() {
+            journal.append(&state.saved(key, Some(&cpu), None));
+        }
+        rendered
+    }
+
+    /// Counts a container's CPUs by a rule of its own; `None`: by the daemon's again.
+    pub fn set_cpus(&self, key: CgroupKey, state: &State, cpus: Option<CpuPolicy>) {
+        if state.set_cpus(cpus)
+            && let Some(journal) = self.journal.get()
+        {
+            journal.append(&state.saved(key, None, None));
+        }
     }
 
     /// Lets go of containers whose cgroup is gone.
@@ -234,13 +282,8 @@ impl Store {
             .into_iter()
             .map(|(key, state)| {
                 let load = *lock(&state.load);
-                Saved {
-                    key,
-                    cpu: lock(&state.cpu).to_bytes(),
-                    load: load.average.to_bytes(),
-                    forks: load.forks.to_bytes(),
-                    cpus: state.cpus.load(Ordering::Relaxed),
-                }
+                let cpu = lock(&state.cpu);
+                state.saved(key, Some(&cpu), Some(&load))
             })
             .collect()
     }
@@ -249,11 +292,17 @@ impl Store {
     pub fn restore(&self, saved: &[Saved], now: Nsec) {
         for saved in saved {
             let state = self.state(saved.key, now);
-            *lock(&state.cpu) = CpuHistory::from_bytes(&saved.cpu);
             state.cpus.store(saved.cpus, Ordering::Relaxed);
+            if !saved.cpu.is_empty() {
+                *lock(&state.cpu) = CpuHistory::from_bytes(&saved.cpu);
+            }
             let mut load = lock(&state.load);
-            load.average = LoadAverage::from_bytes(&saved.load);
-            load.forks = Forks::from_bytes(&saved.forks);
+            if !saved.load.is_empty() {
+                load.average = LoadAverage::from_bytes(&saved.load);
+            }
+            if !saved.forks.is_empty() {
+                load.forks = Forks::from_bytes(&saved.forks);
+            }
         }
     }
 }
@@ -315,7 +364,7 @@ mod tests {
             running: 3,
             ..TaskCounts::default()
         };
-        store.state(key(1), Nsec(5)).account(Nsec(5), counts);
+        store.account(key(1), &store.state(key(1), Nsec(5)), Nsec(5), counts);
         assert!(store.state(key(1), Nsec(5)).set_cpus(Some(CpuPolicy::Host)));
         let mut saved = store.save();
         let successor = Store::default();
@@ -330,6 +379,43 @@ mod tests {
         let careful = Store::default();
         careful.restore(&saved, Nsec(6));
         assert_eq!(average(&careful), LoadAverage::default());
+    }
+
+    /// A journal in memory.
+    #[derive(Clone, Default)]
+    struct Told(Arc<Mutex<Vec<Saved>>>);
+
+    impl Journal for Told {
+        fn append(&self, changed: &Saved) {
+            lock(&self.0).push(changed.clone());
+        }
+    }
+
+    #[test]
+    fn every_change_is_told_before_it_is_shown_and_makes_a_successor_equal() {
+        let (store, told) = (Store::default(), Told::default());
+        store.use_journal(Box::new(told.clone()));
+        let state = store.state(key(7), Nsec(1));
+        let counts = |own_last_pid| TaskCounts {
+            running: 1,
+            own_last_pid: Some(own_last_pid),
+            ..TaskCounts::default()
+        };
+        store.account(key(7), &state, Nsec(5), counts(100));
+        store.account(key(7), &state, Nsec(6), counts(100));
+        assert_eq!(lock(&told.0).len(), 1, "nothing new, nothing told");
+        store.set_cpus(key(7), &state, Some(CpuPolicy::Cpuset));
+        store.with_cpu(key(7), &state, |cpu| {
+            cpu.advance(&crate::history::cpu::Reading {
+                now: Nsec(9 * SECOND),
+                start: Nsec(SECOND),
+                shown: &[(0, 0)],
+                time: None,
+            });
+        });
+        let successor = Store::default();
+        successor.restore(&lock(&told.0), Nsec(10 * SECOND));
+        assert_eq!(successor.save(), store.save());
     }
 
     #[test]

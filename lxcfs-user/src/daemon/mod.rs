@@ -2,9 +2,10 @@
 //!
 //! [`launch`] turns the process that was started into the holder; the holder starts
 //! [`worker`]s. [`ebpf`] plugs the eBPF collector into the engine, field by field;
-//! [`saved`] is what one worker leaves to the next.
+//! [`saved`] is what one worker leaves to the next, and `keep` sees to it that it is left.
 
 pub mod ebpf;
+mod keep;
 pub mod launch;
 pub mod pidfile;
 pub mod saved;

@@ -27,18 +27,12 @@ impl Legacy {
         let mut count = 0_u32;
         let mut body = Vec::new();
         for saved in &self.containers {
-            let size =
-                4 + 8 + 1 + 4 + saved.cpu.len() + 4 + saved.load.len() + 4 + saved.forks.len();
-            if out.len() + 8 + body.len() + size > capacity {
+            let before = body.len();
+            put_container(&mut body, saved);
+            if out.len() + 8 + body.len() > capacity {
+                body.truncate(before);
                 break;
             }
-            let hierarchy = u32::try_from(saved.key.hierarchy).unwrap_or(u32::MAX);
-            body.extend_from_slice(&hierarchy.to_le_bytes());
-            body.extend_from_slice(&saved.key.inode.to_le_bytes());
-            body.push(saved.cpus);
-            put(&mut body, &saved.cpu);
-            put(&mut body, &saved.load);
-            put(&mut body, &saved.forks);
             count += 1;
         }
         out.extend_from_slice(&count.to_le_bytes());
@@ -76,19 +70,7 @@ impl Legacy {
             ..Self::default()
         };
         for _ in 0..u32::from_le_bytes(take(&mut rest)?) {
-            let hierarchy = u32::from_le_bytes(take(&mut rest)?);
-            let key = CgroupKey {
-                hierarchy: usize::try_from(hierarchy).ok()?,
-                inode: u64::from_le_bytes(take(&mut rest)?),
-            };
-            let [cpus] = take::<1>(&mut rest)?;
-            legacy.containers.push(Saved {
-                key,
-                cpus,
-                cpu: get(&mut rest)?.to_vec(),
-                load: get(&mut rest)?.to_vec(),
-                forks: get(&mut rest)?.to_vec(),
-            });
+            legacy.containers.push(get_container(&mut rest)?);
         }
         for _ in 0..u32::from_le_bytes(take(&mut rest)?) {
             let [kind] = take::<1>(&mut rest)?;
@@ -103,6 +85,47 @@ impl Legacy {
         }
         rest.is_empty().then_some(legacy)
     }
+}
+
+/// One container as bytes: a record of the journal.
+#[must_use]
+pub fn record(saved: &Saved) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    put_container(&mut out, saved);
+    out
+}
+
+/// What [`record`] wrote; `None` for anything else.
+#[must_use]
+pub fn from_record(mut bytes: &[u8]) -> Option<Saved> {
+    let saved = get_container(&mut bytes)?;
+    bytes.is_empty().then_some(saved)
+}
+
+fn put_container(out: &mut Vec<u8>, saved: &Saved) {
+    let hierarchy = u32::try_from(saved.key.hierarchy).unwrap_or(u32::MAX);
+    out.extend_from_slice(&hierarchy.to_le_bytes());
+    out.extend_from_slice(&saved.key.inode.to_le_bytes());
+    out.push(saved.cpus);
+    put(out, &saved.cpu);
+    put(out, &saved.load);
+    put(out, &saved.forks);
+}
+
+fn get_container(rest: &mut &[u8]) -> Option<Saved> {
+    let hierarchy = u32::from_le_bytes(take(rest)?);
+    let key = CgroupKey {
+        hierarchy: usize::try_from(hierarchy).ok()?,
+        inode: u64::from_le_bytes(take(rest)?),
+    };
+    let [cpus] = take::<1>(rest)?;
+    Some(Saved {
+        key,
+        cpus,
+        cpu: get(rest)?.to_vec(),
+        load: get(rest)?.to_vec(),
+        forks: get(rest)?.to_vec(),
+    })
 }
 
 fn put(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -158,6 +181,16 @@ mod tests {
     }
 
     #[test]
+    fn a_record_is_whole_or_nothing() {
+        for saved in sample().containers {
+            let bytes = record(&saved);
+            assert_eq!(from_record(&bytes[..bytes.len() - 1]), None);
+            assert_eq!(from_record(&[&bytes[..], b"x"].concat()), None);
+            assert_eq!(from_record(&bytes), Some(saved));
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_is_left_out_and_the_rest_is_whole() {
         let legacy = sample();
         let whole = legacy.to_bytes(1 << 20).len();
@@ -185,7 +218,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_something_or_nothing(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Legacy::from_bytes(&bytes);
+            let _ = (Legacy::from_bytes(&bytes), from_record(&bytes));
         }
     }
 }

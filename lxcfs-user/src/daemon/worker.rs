@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::ebpf::{self, Tasks};
+use super::keep::Keeper;
 use super::launch::{Typed, holder_socket};
-use super::saved::Legacy;
 use crate::agent::Attacher;
 use crate::attach::EngineOptions;
 use crate::bpf::{self, FeatureState, Sampler};
@@ -17,7 +17,6 @@ use crate::collect::live::{LiveEngine, LiveOptions};
 use crate::collect::sampler::LoadSampler;
 use crate::config::{Config, Listen};
 use crate::engine::{AnswerError, Engine};
-use crate::history::loadavg::LoadAverage;
 use crate::observe::holder::{Holder, value_of};
 use crate::observe::listener::{self, Access, Endpoints};
 use crate::observe::log;
@@ -34,8 +33,6 @@ use crate::worker::{HistoryStore, WorkerOptions};
 const STUCK: Duration = Duration::from_secs(30);
 /// For the mount to answer a readiness check.
 const READY_DEADLINE: Duration = Duration::from_secs(1);
-/// Between two times that a worker's state is put where its successor finds it.
-const SAVE_EVERY: Duration = Duration::from_secs(2);
 
 /// The engine of this machine, and what plugs into it.
 pub struct Parts {
@@ -90,7 +87,7 @@ impl Parts {
     }
 
     /// The task walk, if eBPF does it and has been loaded.
-    fn tasks(&self) -> Option<&(Arc<Tasks>, Arc<bpf::Collector>)> {
+    pub(super) fn tasks(&self) -> Option<&(Arc<Tasks>, Arc<bpf::Collector>)> {
         self.ebpf.get()?.tasks.as_ref()
     }
 
@@ -125,37 +122,34 @@ pub fn run(config: &Config, typed: Typed) -> Result<()> {
         Arc::clone(&parts.engine),
         Arc::clone(&requests),
     ));
-    let shared: Arc<OnceLock<HistoryStore>> = Arc::default();
-    let loads: Arc<OnceLock<Restored>> = Arc::default();
+    // Set when this process takes over, before its first answer.
+    let keeper: Arc<OnceLock<Keeper>> = Arc::default();
     let on_active = {
         let (config, parts) = (config.clone(), Arc::clone(&parts));
-        let loads = Arc::clone(&loads);
-        let shared = Arc::clone(&shared);
+        let keeper = Arc::clone(&keeper);
         Box::new(move |store: HistoryStore| {
-            // There is one activation.
-            let _ = shared.set(store.clone());
-            let restored = loads.get().cloned().unwrap_or_default();
-            if let Err(error) = activate(&config, &parts, requests, store, restored, started) {
+            let keeper = keeper.get_or_init(|| Keeper::take_over(&parts, store));
+            if let Err(error) = activate(&config, &parts, requests, keeper, started) {
                 // Readers are served; what is missing is said and not worth an outage.
                 tracing::error!("{error:#}");
             }
         })
     };
     let on_command = {
-        let parts = Arc::clone(&parts);
+        let (parts, keeper) = (Arc::clone(&parts), Arc::clone(&keeper));
         Box::new(move |command: &str| {
             let answer = command_of(&parts.engine, command);
             // Known to the successor before it is known to whoever asked.
-            if let Some(store) = shared.get() {
-                save(&parts, store);
+            if let Some(keeper) = keeper.get() {
+                keeper.save(&parts);
             }
             answer
         })
     };
     let on_takeover = {
-        let (parts, loads) = (Arc::clone(&parts), Arc::clone(&loads));
+        let (parts, keeper) = (Arc::clone(&parts), Arc::clone(&keeper));
         Box::new(move |store: &HistoryStore| {
-            let _ = loads.set(restore(&parts, store));
+            keeper.get_or_init(|| Keeper::take_over(&parts, store.clone()));
         })
     };
     let before_first = {
@@ -190,45 +184,12 @@ fn load_in_background(parts: &Arc<Parts>, ebpf: bool) -> Result<()> {
     Ok(())
 }
 
-/// What a predecessor left that is not in the engine yet.
-#[derive(Clone)]
-struct Restored {
-    /// Nobody has served this mount before.
-    first: bool,
-    loads: Vec<(bpf::CgroupId, LoadAverage)>,
-}
-
-impl Default for Restored {
-    fn default() -> Self {
-        Self {
-            first: true,
-            loads: Vec::new(),
-        }
-    }
-}
-
-/// Takes over what a predecessor saved, before any reader can see a counter go back.
-fn restore(parts: &Parts, store: &HistoryStore) -> Restored {
-    let Some(legacy) = store.load().and_then(|bytes| Legacy::from_bytes(&bytes)) else {
-        return Restored::default();
-    };
-    let engine = &parts.engine;
-    engine.set_host_view(legacy.host_view);
-    let now = engine.collector().now();
-    engine.collector().store.restore(&legacy.containers, now);
-    Restored {
-        first: false,
-        loads: legacy.loads,
-    }
-}
-
 /// What only the worker that serves may do.
 fn activate(
     config: &Config,
     parts: &Arc<Parts>,
     requests: Arc<Requests>,
-    store: HistoryStore,
-    restored: Restored,
+    keeper: &Keeper,
     started: Instant,
 ) -> Result<()> {
     let sampler = LoadSampler::start(&parts.engine).context("cannot start the sampler")?;
@@ -237,55 +198,19 @@ fn activate(
     parts.ebpf.wait();
     if let Some((tasks, collector)) = parts.tasks() {
         let removed = |_event| {};
-        match Sampler::start(Arc::clone(collector), restored.loads, Box::new(removed)) {
+        match Sampler::start(Arc::clone(collector), keeper.loads(), Box::new(removed)) {
             Ok(sampler) => tasks.use_sampler(sampler),
             Err(error) => tracing::warn!(%error, "tasks are counted at each request only"),
         }
     }
-    report_start(config, parts, restored.first);
-    let saving = Arc::clone(parts);
-    std::thread::Builder::new()
-        .name("lxcfs-save".to_owned())
-        .stack_size(256 * 1024)
-        .spawn(move || {
-            let _sampler = sampler;
-            let mut saved = None;
-            loop {
-                std::thread::sleep(SAVE_EVERY);
-                let changes = changes(&saving);
-                if saved != Some(changes) {
-                    save(&saving, &store);
-                    saved = Some(changes);
-                }
-            }
-        })
+    report_start(config, parts, keeper.first);
+    keeper
+        .start(Arc::clone(parts), sampler)
         .context("cannot start the thread that saves")?;
     if config.heal {
         heal(attacher);
     }
     Ok(())
-}
-
-/// Counts that stand still while there is nothing new to save.
-fn changes(parts: &Parts) -> [u64; 2] {
-    let sampler = parts.tasks().and_then(|(tasks, _)| tasks.sampler());
-    [
-        parts.engine.collector().store.changes(),
-        // A successor makes up for the samples since: half a minute of them at most.
-        sampler.map_or(0, |sampler| sampler.samples() / 6),
-    ]
-}
-
-fn save(parts: &Parts, store: &HistoryStore) {
-    let sampler = parts.tasks().and_then(|(tasks, _)| tasks.sampler());
-    let legacy = Legacy {
-        host_view: parts.engine.host_view(),
-        containers: parts.engine.collector().store.save(),
-        loads: sampler.map(Sampler::export).unwrap_or_default(),
-    };
-    if !store.save(&legacy.to_bytes(store.capacity())) {
-        tracing::debug!("the state is not saved: no room, or no holder");
-    }
 }
 
 /// One line per feature, with the remedy where it is off; at every worker's start in the

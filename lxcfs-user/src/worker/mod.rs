@@ -16,7 +16,7 @@ use lxcfs_holder::layout::{Cause, Orphan, State};
 use lxcfs_holder::{CHANNEL_FD, FUSE_FD, STATE_FD, WORKER_COMM, inherited};
 
 pub use standalone::Standalone;
-pub use store::HistoryStore;
+pub use store::{Appended, HistoryStore};
 
 use crate::engine::{AnswerError, Caller, Engine};
 use crate::fuse::{self, DeviceWake, Facts, ServeError, Server};

@@ -4,6 +4,8 @@
 //! changes it. A region of a version we do not know is emptied; losing it costs a fresh text
 //! or a restarted average, never a wrong answer.
 
+mod history;
+
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,12 +14,12 @@ use lxcfs_common::catalogue::FileId;
 use lxcfs_holder::layout::{RegionId, State};
 
 use crate::engine::Caller;
-use crate::history::checksum;
 use crate::vfs::Arena;
 use crate::vfs::psi::{MAX_PATH, MAX_TEXT, MAX_TRIGGERS, Record, TriggerJournal};
+pub use history::{Appended, HistoryStore};
 
 const OPENS_VERSION: u32 = 1;
-const HISTORY_VERSION: u32 = 2;
+const HISTORY_VERSION: u32 = 3;
 const TRIGGERS_VERSION: u32 = 1;
 
 /// Empties the regions that another version of this program wrote. No other worker may run.
@@ -49,109 +51,6 @@ pub(super) fn opens(state: &Arc<State>) -> Option<Arena> {
     // SAFETY: the mapping lives as long as `state`, which the arena keeps; regions start at a
     // page; only this table uses the region in this process.
     Some(unsafe { Arena::new(base, len, state.clone()) })
-}
-
-/// Bytes that survive the worker: the averages and splits that need a past.
-///
-/// Two buffers are written in turn, so a worker that is killed while it saves leaves the
-/// previous bytes intact.
-#[derive(Clone)]
-pub struct HistoryStore {
-    state: Option<Arc<State>>,
-    saving: Arc<Mutex<()>>,
-}
-
-#[repr(C)]
-struct Saved {
-    generation: AtomicU64,
-    len: AtomicU64,
-    checksum: AtomicU64,
-}
-
-impl HistoryStore {
-    pub(super) fn new(state: Arc<State>) -> Self {
-        Self {
-            state: Some(state),
-            saving: Arc::default(),
-        }
-    }
-
-    /// A store that forgets, for serving without a holder.
-    pub fn none() -> Self {
-        Self {
-            state: None,
-            saving: Arc::default(),
-        }
-    }
-
-    /// The most bytes that [`save`](Self::save) takes.
-    pub fn capacity(&self) -> usize {
-        let region = self
-            .state
-            .as_ref()
-            .and_then(|state| state.region(RegionId::History));
-        region.map_or(0, |(_, len, _)| {
-            (len / 2).saturating_sub(size_of::<Saved>())
-        })
-    }
-
-    fn halves(&self) -> Option<[(&Saved, NonNull<u8>); 2]> {
-        let (base, len, _) = self.state.as_ref()?.region(RegionId::History)?;
-        // SAFETY: both halves are inside the region, aligned to a page and to half of it; the
-        // head consists of atomics, valid for any bytes.
-        let half = |at: usize| unsafe {
-            let start = base.add(at);
-            (
-                start.cast::<Saved>().as_ref(),
-                start.add(size_of::<Saved>()),
-            )
-        };
-        Some([half(0), half(len / 2)])
-    }
-
-    /// What was saved last, by this worker or an earlier one.
-    pub fn load(&self) -> Option<Vec<u8>> {
-        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut halves = self.halves()?;
-        halves.sort_by_key(|(head, _)| std::cmp::Reverse(head.generation.load(Ordering::Acquire)));
-        halves.iter().find_map(|(head, bytes)| {
-            let len = usize::try_from(head.len.load(Ordering::Relaxed)).ok()?;
-            if head.generation.load(Ordering::Relaxed) == 0 || len > self.capacity() {
-                return None;
-            }
-            let mut copy = vec![0; len];
-            // SAFETY: len is within the half; nobody writes while the lock is held.
-            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), copy.as_mut_ptr(), len) };
-            (checksum(&copy) == head.checksum.load(Ordering::Relaxed)).then_some(copy)
-        })
-    }
-
-    /// Replaces what [`load`](Self::load) returns. False when there are more bytes than fit, or
-    /// no store; the earlier bytes then stay.
-    pub fn save(&self, bytes: &[u8]) -> bool {
-        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        if bytes.len() > self.capacity() {
-            return false;
-        }
-        let Some([one, two]) = self.halves() else {
-            return false;
-        };
-        let generation = |half: &(&Saved, NonNull<u8>)| half.0.generation.load(Ordering::Acquire);
-        let newest = generation(&one).max(generation(&two));
-        let (head, place) = if generation(&one) <= generation(&two) {
-            one
-        } else {
-            two
-        };
-        head.generation.store(0, Ordering::Release);
-        // SAFETY: the half has room for capacity() bytes; nobody reads it while its generation
-        // is 0, and the lock keeps other writers out.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place.as_ptr(), bytes.len()) };
-        head.len.store(bytes.len() as u64, Ordering::Release);
-        head.checksum.store(checksum(bytes), Ordering::Release);
-        head.generation.store(newest + 1, Ordering::Release);
-        true
-    }
 }
 
 /// One place of the trigger journal.
@@ -285,7 +184,7 @@ impl TriggerJournal for Journal {
 mod tests {
     use super::*;
 
-    fn whole() -> Arc<State> {
+    pub(super) fn whole() -> Arc<State> {
         let state = State::create(2).unwrap();
         let fd = state.fd().try_clone().unwrap();
         let state = Arc::new(State::open_whole(fd).unwrap());
@@ -293,32 +192,8 @@ mod tests {
         state
     }
 
-    fn again(state: &State) -> Arc<State> {
+    pub(super) fn again(state: &State) -> Arc<State> {
         Arc::new(State::open_whole(state.fd().try_clone().unwrap()).unwrap())
-    }
-
-    #[test]
-    fn history_survives_and_a_torn_save_leaves_the_previous() {
-        let state = whole();
-        let store = HistoryStore::new(state.clone());
-        assert_eq!(store.load(), None);
-        assert!(store.save(b"first"));
-        assert!(store.save(b"second"));
-        assert_eq!(
-            HistoryStore::new(again(&state)).load().as_deref(),
-            Some(&b"second"[..])
-        );
-        assert!(store.save(b"third"));
-        // Tear the newest: flip a byte of its text.
-        for (head, bytes) in store.halves().unwrap() {
-            if head.generation.load(Ordering::Relaxed) == 3 {
-                // SAFETY: inside the half; single-threaded test.
-                unsafe { *bytes.as_ptr() ^= 1 };
-            }
-        }
-        assert_eq!(store.load().as_deref(), Some(&b"second"[..]));
-        assert!(!store.save(&vec![0; store.capacity() + 1]));
-        assert!(store.save(&vec![7; store.capacity()]));
     }
 
     #[test]
@@ -350,7 +225,7 @@ mod tests {
     #[test]
     fn state_of_another_version_is_dropped() {
         let state = whole();
-        assert!(HistoryStore::new(state.clone()).save(b"old"));
+        assert!(HistoryStore::new(state.clone()).save(|_| b"old".to_vec()));
         state
             .region(RegionId::History)
             .unwrap()

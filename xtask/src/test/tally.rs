@@ -38,6 +38,19 @@ impl Counts {
     }
 }
 
+/// Before the name of a failed executable, in a machine's output.
+pub(crate) const FAILED: &str = "     Failed ";
+
+/// Reads which executable failed.
+fn failed_target(line: &str) -> Option<String> {
+    let cargo = || {
+        line.strip_prefix("error: test failed, to rerun pass `")?
+            .strip_suffix('`')
+    };
+    let target = line.strip_prefix(FAILED).or_else(cargo)?;
+    Some(target.trim().to_owned())
+}
+
 /// A writer that passes bytes on and counts what harnesses report in them.
 #[derive(Clone)]
 pub(crate) struct Tally(Arc<Mutex<Inner>>);
@@ -46,6 +59,7 @@ struct Inner {
     to: Box<dyn Write + Send>,
     line: Vec<u8>,
     counts: Counts,
+    failed: Vec<String>,
 }
 
 impl Tally {
@@ -55,7 +69,14 @@ impl Tally {
             to,
             line: Vec::new(),
             counts: Counts::default(),
+            failed: Vec::new(),
         })))
+    }
+
+    /// What failed, in the words that run it again: of `cargo test`, or [`FAILED`]'s.
+    pub(crate) fn failed(&self) -> Vec<String> {
+        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.failed.clone()
     }
 
     /// What has been reported so far.
@@ -74,9 +95,11 @@ impl Write for Tally {
                 continue;
             }
             let line = std::mem::take(&mut inner.line);
-            if let Some(counts) = Counts::parse(&String::from_utf8_lossy(&line)) {
+            let line = String::from_utf8_lossy(&line);
+            if let Some(counts) = Counts::parse(&line) {
                 inner.counts.add(counts);
             }
+            inner.failed.extend(failed_target(&line));
         }
         Ok(bytes.len())
     }
@@ -112,6 +135,19 @@ mod tests {
                 failed: 2,
                 ignored: 1
             }
+        );
+    }
+
+    #[test]
+    fn what_failed_is_told_in_words_that_run_it_again() {
+        let mut tally = Tally::new(Box::new(std::io::sink()));
+        let output = "error: test failed, to rerun pass `-p lxcfs-tests --test any_robust`\n\
+                      error: 1 target failed:\n    `-p lxcfs-tests --test any_robust`\n\
+                      test a ... FAILED\n     Failed vm_layouts\n";
+        tally.write_all(output.as_bytes()).unwrap();
+        assert_eq!(
+            tally.failed(),
+            ["-p lxcfs-tests --test any_robust", "vm_layouts"]
         );
     }
 

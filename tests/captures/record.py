@@ -86,7 +86,9 @@ def mount_of(controller):
         if kind == "cgroup" and controller in names:
             return mount, False
     for mount, kind, _ in HIERARCHIES:
-        if kind == "cgroup2" and controller in (read(mount + "/cgroup.controllers") or "").split():
+        # Not all controllers that a hierarchy has are handed on to its children.
+        handed_on = (read(mount + "/cgroup.subtree_control") or "").split()
+        if kind == "cgroup2" and controller in handed_on:
             return mount, True
     return None, False
 
@@ -134,6 +136,12 @@ class Cgroup:
             write(self.file("cpu", "cpu.max", ""), f"{value} 100000")
         elif name == "quota":
             write(self.file("cpu", "", "cpu.cfs_quota_us"), str(value))
+        elif name == "throttle" and mount_of("blkio")[0]:
+            # Kernels after 5.10 count I/O on v1 only where there is a limit.
+            for device in glob.glob("/sys/block/*/dev"):
+                for way in "read", "write":
+                    file = self.file("blkio", "", f"blkio.throttle.{way}_bps_device")
+                    write(file, f"{read(device).strip()} {value}")
         elif name == "cpus":
             write(self.file("cpuset", "cpuset.cpus", "cpuset.cpus"), value)
         elif name == "frozen" and mount_of("freezer")[0]:
@@ -142,12 +150,16 @@ class Cgroup:
             mount = next(mount for mount, kind, _ in HIERARCHIES if kind == "cgroup2")
             write(f"{mount}/{self.path}/cgroup.freeze", "1")
 
-    def run(self, workload):
-        """Starts a workload inside and waits until it has done its work."""
+    def run(self, workload, elsewhere=None):
+        """Starts a workload inside and waits until it has done its work.
+
+        `elsewhere` are the cgroups of hierarchies in which it is not in this one.
+        """
         # A write that fails must end the child, which closing in `with` does.
         code = "import os, sys, time, mmap, ctypes\nMIB = 1 << 20\n"
         for mount, _, _ in HIERARCHIES:
-            code += f"with open('{mount}/{self.path}/cgroup.procs', 'w') as f: f.write('0')\n"
+            path = (elsewhere or {}).get(mount, self.path)
+            code += f"with open('{mount}/{path}/cgroup.procs', 'w') as f: f.write('0')\n"
         code += WORKLOADS[workload] + "\nprint('ready', flush=True)\ntime.sleep(100000)\n"
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         if process.stdout.readline() != "ready\n":
@@ -162,7 +174,7 @@ PROCESSES = []
 def cases():
     """Name of each case and the process whose container it shows."""
     Cgroup("", inner=True)
-    plain = Cgroup("plain", memory=256 * MIB, quota=150_000)
+    plain = Cgroup("plain", memory=256 * MIB, quota=150_000, throttle=1 << 30)
     yield "plain", plain.run("busy")
     yield "unlimited", Cgroup("unlimited").run("small")
     Cgroup("nested", inner=True, memory=200 * MIB, quota=50_000)
@@ -180,9 +192,11 @@ def cases():
     # Only v2 lets a child ask for more than its parent has.
     leaf = Cgroup("cpuset/leaf", cpus="0-1") if is_v2("cpuset") else Cgroup("cpuset/leaf")
     yield "cpuset", leaf.run("idle")
+    # Every level has files on v1; there, it is the process that is further up.
+    outer = Cgroup("not-enabled", memory=128 * MIB)
+    further_up = {} if is_v2("memory") else {mount_of("memory")[0]: outer.path}
+    yield "not-enabled", Cgroup("not-enabled/leaf").run("idle", further_up)
     if is_v2("memory"):
-        Cgroup("not-enabled", memory=128 * MIB)
-        yield "not-enabled", Cgroup("not-enabled/leaf").run("idle")
         Cgroup("high", inner=True, memory=256 * MIB)
         yield "high", Cgroup("high/leaf", high=96 * MIB).run("small")
     if mount_of("hugetlb")[0]:
@@ -190,15 +204,23 @@ def cases():
         if int(read(HUGE_PAGES)) < 8:
             sys.exit("no 8 free huge pages of 2 MiB")
         yield "hugetlb", Cgroup("hugetlb", memory=256 * MIB, huge=8 * MIB).run("huge")
-    # v1 refuses a memsw limit below what is used, so there is nothing to record.
-    if is_v2("memory") and len(read("/proc/swaps").splitlines()) > 1:
+    if len(read("/proc/swaps").splitlines()) < 2:
+        return
+    if is_v2("memory"):
         yield "swap-off", Cgroup("swap-off", memory=64 * MIB, swap=0).run("small")
         lowered = Cgroup("swap-lowered", memory=32 * MIB, swap=100 * MIB)
         pid = lowered.run("large")
         lowered.set("swap", 4 * MIB)
         yield "swap-lowered", pid
-    counted = glob.glob(f"{mount_of('memory')[0]}/memory.memsw.*")
-    if counted and len(read("/proc/swaps").splitlines()) > 1:
+    elif glob.glob(f"{mount_of('memory')[0]}/memory.memsw.*"):
+        off = Cgroup("swap-off", memory=64 * MIB, memsw=64 * MIB)
+        yield "swap-off", off.run("small")
+        # v1 refuses a memsw limit below what is used. Memory that may take all of it leaves no
+        # room for swap either, whatever is swapped out already.
+        lowered = Cgroup("swap-lowered", memory=32 * MIB, memsw=132 * MIB)
+        pid = lowered.run("large")
+        lowered.set("memory", 132 * MIB)
+        yield "swap-lowered", pid
         memsw = Cgroup("memsw", memory=32 * MIB, memsw=132 * MIB)
         yield "memsw", memsw.run("large")
 
@@ -259,10 +281,11 @@ def record(found):
         if name == "frozen":
             uninterruptible = 0  # v1's freezer shows D, which the load average leaves out
         names += f"{name} {pid} {running} {uninterruptible} {threads}\n"
-        path = next(line.split(":", 2)[2] for line in text.splitlines() if BASE in line)
-        while path not in cgroups:
-            cgroups.append(path)
-            path = os.path.dirname(path)
+        for line in text.splitlines():
+            path = line.split(":", 2)[2]
+            while BASE in line and path not in cgroups:
+                cgroups.append(path)
+                path = os.path.dirname(path)
     section("cases", names)
     for mount, _, _ in HIERARCHIES:
         for path in sorted(cgroups):

@@ -105,6 +105,26 @@ impl Capture {
         value.unwrap_or_else(|| panic!("the record has no number {name}"))
     }
 
+    /// The kernel's release.
+    ///
+    /// # Panics
+    /// When the record does not say.
+    #[must_use]
+    pub fn release(&self) -> &str {
+        self.facts.get("release").expect("the record has a release")
+    }
+
+    /// Whether there are hierarchies of cgroup v1, and of v2.
+    ///
+    /// # Panics
+    /// When the record has no mountinfo.
+    #[must_use]
+    pub fn hierarchies(&self) -> (bool, bool) {
+        let mountinfo = self.text("proc/self/mountinfo");
+        let has = |kind: &str| mountinfo.contains(&format!(" - {kind} "));
+        (has("cgroup"), has("cgroup2"))
+    }
+
     fn text(&self, path: &str) -> String {
         let file = self.root.join(path);
         fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))

@@ -120,7 +120,7 @@ fn parse(line: &str) -> Result<Vec<Machine>> {
         if let Some((kernel, layout)) = word.split_once('/') {
             let layout = value::<Layout>(layout)?;
             let kernels = match kernel {
-                "all" => Kernel::value_variants().to_vec(),
+                "all" => Kernel::SUPPORTED.to_vec(),
                 kernel => vec![value::<Kernel>(kernel)?],
             };
             places.extend(kernels.into_iter().map(|kernel| (kernel, layout)));

@@ -86,6 +86,12 @@ impl Suite {
         Ok(parse_depends(&record))
     }
 
+    /// The names of packages that start with `prefix`.
+    pub(crate) fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let listing = output(self.apt("apt-cache").args(["pkgnames", prefix]))?;
+        Ok(listing.lines().map(str::to_owned).collect())
+    }
+
     /// Everything that apt would install for `packages` on an empty system, by name.
     pub(crate) fn needed_for(&self, packages: &[&str]) -> Result<Vec<String>> {
         let listing = output(
@@ -195,11 +201,11 @@ impl Suite {
     }
 }
 
-/// The lines of a sources.list; testing and unstable have no security archive.
+/// The lines of a sources.list; unstable and backports have no security archive.
 fn sources(suite: &str, mirror: &Mirror) -> String {
     let Mirror { debian, security } = mirror;
     let mut lines = format!("deb [signed-by={KEYRING}] {debian} {suite} main\n");
-    if suite != "sid" {
+    if suite != "sid" && !suite.ends_with("-backports") {
         lines += &format!("deb [signed-by={KEYRING}] {security} {suite}-security main\n");
     }
     lines
@@ -252,7 +258,7 @@ mod tests {
 
     #[test]
     fn every_source_is_signed() {
-        for suite in ["bullseye", "sid"] {
+        for suite in ["bullseye", "sid", "trixie-backports"] {
             let mirror = Mirror {
                 debian: "http://mirror.example/debian".into(),
                 security: "http://mirror.example/debian-security".into(),
@@ -263,7 +269,7 @@ mod tests {
                     .lines()
                     .all(|line| line.starts_with("deb [signed-by=/usr/share/"))
             );
-            assert_eq!(sources.contains("security"), suite != "sid");
+            assert_eq!(sources.contains("security"), suite == "bullseye");
         }
     }
 }

@@ -24,18 +24,25 @@ pub(crate) enum Kernel {
     /// Debian 13.
     #[value(name = "6.12")]
     V6_12,
+    /// Of Debian 13's backports; for captures, no test asks for it.
+    #[value(name = "6.18")]
+    V6_18,
     /// Debian unstable.
     #[value(name = "7")]
     V7,
 }
 
 impl Kernel {
+    /// The four that every release of the project is tested on.
+    pub(crate) const SUPPORTED: [Self; 4] = [Self::V5_10, Self::V6_1, Self::V6_12, Self::V7];
+
     /// The name used on command lines and in test declarations.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::V5_10 => "5.10",
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
+            Self::V6_18 => "6.18",
             Self::V7 => "7",
         }
     }
@@ -45,6 +52,7 @@ impl Kernel {
             Self::V5_10 => "bullseye",
             Self::V6_1 => "bookworm",
             Self::V6_12 => "trixie",
+            Self::V6_18 => "trixie-backports",
             Self::V7 => "sid",
         }
     }
@@ -69,8 +77,13 @@ pub(crate) fn fetch(cache: &Cache, kernel: Kernel) -> Result<Unpacked> {
 
 fn make(cache: &Cache, kernel: Kernel, partial: &Path) -> Result<()> {
     let suite = Suite::fetch(cache, kernel.suite())?;
-    let packages = closure("linux-image-cloud-amd64", |package| suite.depends(package))?;
     let wanted = format!("linux-image-{}.", kernel.name());
+    let packages = match kernel {
+        // Backports move on to newer lines. Of an older one they keep the signed image, which
+        // has all files, for a while, and nothing else.
+        Kernel::V6_18 => newest(&suite.names(&wanted)?).into_iter().collect(),
+        _ => closure("linux-image-cloud-amd64", |package| suite.depends(package))?,
+    };
     if !packages.iter().any(|package| package.starts_with(&wanted)) {
         bail!(
             "Debian {} has no kernel {} any more, it has: {}",
@@ -132,6 +145,16 @@ fn only_entry(directory: &Path) -> Result<PathBuf> {
     }
 }
 
+/// The cloud image with the highest numbers in its name.
+fn newest(names: &[String]) -> Option<String> {
+    let numbers = |name: &&String| -> Vec<u32> {
+        let words = name.split(|c: char| !c.is_ascii_digit());
+        words.filter_map(|word| word.parse().ok()).collect()
+    };
+    let images = names.iter().filter(|name| name.ends_with("-cloud-amd64"));
+    images.max_by_key(numbers).cloned()
+}
+
 /// The kernel's own packages that `start` leads to, itself left out: it only carries depends.
 fn closure(start: &str, depends: impl Fn(&str) -> Result<Vec<String>>) -> Result<Vec<String>> {
     // Plain `linux-base` and `initramfs-tools` serve an installed system, not an unpacked kernel.
@@ -160,7 +183,20 @@ fn closure(start: &str, depends: impl Fn(&str) -> Result<Vec<String>>) -> Result
 
 #[cfg(test)]
 mod tests {
-    use super::closure;
+    use super::{closure, newest};
+
+    #[test]
+    fn the_newest_image_counts_by_its_numbers() {
+        let names = [
+            "linux-image-6.18.9+deb13-cloud-amd64",
+            "linux-image-6.18.15+deb13-cloud-amd64",
+            "linux-image-6.18.15+deb13-rt-amd64",
+            "linux-image-6.18.16+deb13-cloud-amd64-dbg",
+        ]
+        .map(str::to_owned);
+        assert_eq!(newest(&names).as_ref(), Some(&names[1]));
+        assert_eq!(newest(&names[2..]), None);
+    }
 
     #[test]
     fn split_packages_are_followed() {

@@ -4,20 +4,25 @@
 //! after a change that is meant: `LXCFS_BLESS=1 cargo test -p lxcfs-tests --test native_golden`,
 //! then read the difference.
 
+mod identities;
+mod matrix;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use lxcfs_common::catalogue::{CATALOGUE, Kind, Node, by_path};
+use lxcfs_common::catalogue::{
+    CATALOGUE, CPU_TEMPLATE, Kind, NODE_TEMPLATE, Node, TemplateKind, by_path,
+};
 use lxcfs_tests::capture::{Capture, Case, Recording};
 use lxcfs_user::engine::AnswerError;
 use lxcfs_user::policy::ViewPolicy;
 use lxcfs_user::snapshot::Origin;
 
-/// Every recorded machine and its directory, unpacked once for all tests.
-fn captures() -> &'static [(PathBuf, Capture)] {
-    static CAPTURES: OnceLock<Vec<(PathBuf, Capture)>> = OnceLock::new();
+/// Every recorded machine with its name and directory, unpacked once for all tests.
+fn captures() -> &'static [(String, PathBuf, Capture)] {
+    static CAPTURES: OnceLock<Vec<(String, PathBuf, Capture)>> = OnceLock::new();
     CAPTURES.get_or_init(|| {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures");
         let entries = fs::read_dir(&directory).expect("tests/captures");
@@ -30,15 +35,10 @@ fn captures() -> &'static [(PathBuf, Capture)] {
                     .join("captures")
                     .join(name);
                 let capture = Capture::load(&path.join("tree"), &root);
-                (path, capture)
+                (name.to_string_lossy().into_owned(), path, capture)
             })
             .collect();
         found.sort_by(|a, b| a.0.cmp(&b.0));
-        assert!(
-            found.len() >= 6,
-            "captures are missing, there are only {}",
-            found.len()
-        );
         found
     })
 }
@@ -55,17 +55,46 @@ fn with_high() -> ViewPolicy {
     }
 }
 
-/// Every file of the catalogue; the ones that only repeat the machine only for one case.
+/// Every file of the mount, each with its path. What repeats the machine, or other files, is
+/// there for two cases only: with all CPUs and with one.
+fn files(case: &Case) -> Vec<(String, Node)> {
+    let whole = ["plain", "cpuset"].contains(&&*case.name);
+    let fixed = CATALOGUE.iter().filter(|entry| entry.kind != Kind::Dir);
+    let mut files: Vec<_> = fixed
+        .filter(|entry| whole || entry.path != "proc/cpuinfo")
+        .map(|entry| (entry.path.to_owned(), Node::Fixed(entry)))
+        .collect();
+    // A CPU that the container does not have is not available, which shows as well.
+    for cpu in (0..2).filter(|_| whole) {
+        let entries = CPU_TEMPLATE.iter().enumerate();
+        files.extend(
+            entries
+                .filter(|(_, entry)| entry.kind != TemplateKind::Dir)
+                .map(|(at, entry)| {
+                    let path = format!("sys/devices/system/cpu/cpu{cpu}/{}", entry.path);
+                    (path, Node::Cpu(cpu, at))
+                }),
+        );
+    }
+    let entries = NODE_TEMPLATE.iter().enumerate().filter(|_| whole);
+    files.extend(
+        entries
+            .filter(|(_, entry)| entry.kind != TemplateKind::Dir)
+            .map(|(at, entry)| {
+                let path = format!("sys/devices/system/node/node0/{}", entry.path);
+                (path, Node::Numa(0, at))
+            }),
+    );
+    files
+}
+
 fn rendered(recording: &Recording, case: &Case) -> String {
     let mut text = String::new();
-    for entry in CATALOGUE.iter().filter(|entry| entry.kind != Kind::Dir) {
-        if entry.path == "proc/cpuinfo" && case.name != "plain" {
-            continue;
-        }
-        let shown = recording.render(Node::Fixed(entry), &ViewPolicy::default());
+    for (path, node) in files(case) {
+        let shown = recording.render(node, &ViewPolicy::default());
         let shown = shown.unwrap_or_else(|error| format!("({error})\n"));
         // Writing to a String cannot fail.
-        let _ = write!(text, "==> /{} <==\n{shown}", entry.path);
+        let _ = write!(text, "==> /{path} <==\n{shown}");
     }
     if case.name == "high" {
         let shown = recording.render(node("proc/meminfo"), &with_high());
@@ -116,7 +145,7 @@ fn origin(origin: &Origin) -> String {
 fn every_recorded_container_sees_exactly_what_is_expected() {
     let bless = std::env::var_os("LXCFS_BLESS").is_some();
     let mut different = Vec::new();
-    for (directory, capture) in captures() {
+    for (_, directory, capture) in captures() {
         for case in &capture.cases {
             let shown = rendered(&capture.open(case), case);
             let path = directory.join(format!("{}.expect", case.name));
@@ -148,16 +177,15 @@ fn values(case: &str, path: &str, label: &str) -> Vec<(String, u64)> {
 
 fn values_with(policy: &ViewPolicy, case: &str, path: &str, label: &str) -> Vec<(String, u64)> {
     let mut found = Vec::new();
-    for (directory, capture) in captures() {
+    for (machine, _, capture) in captures() {
         let Some(case) = capture.cases.iter().find(|known| known.name == case) else {
             continue;
         };
         let text = capture.open(case).render(node(path), policy).expect(path);
         let line = text.lines().find_map(|line| line.strip_prefix(label));
         let value = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-        let name = directory.display().to_string();
-        let value = value.unwrap_or_else(|| panic!("{name}: no {label} in\n{text}"));
-        found.push((name, value));
+        let value = value.unwrap_or_else(|| panic!("{machine}: no {label} in\n{text}"));
+        found.push((machine.clone(), value));
     }
     assert!(!found.is_empty(), "no capture has the case {case}");
     found
@@ -165,21 +193,21 @@ fn values_with(policy: &ViewPolicy, case: &str, path: &str, label: &str) -> Vec<
 
 #[test]
 fn a_process_of_the_host_reads_what_the_kernel_wrote() {
-    for (directory, capture) in captures() {
+    for (machine, _, capture) in captures() {
         let mut same = 0;
         for entry in CATALOGUE {
             let Kind::File(_) = entry.kind else { continue };
             let shown = capture.host(Node::Fixed(entry));
             match (shown, capture.recorded(entry.path)) {
                 (Ok(shown), Some(recorded)) => {
-                    assert!(shown == recorded, "{}: {}", directory.display(), entry.path);
+                    assert!(shown == recorded, "{machine}: {}", entry.path);
                     same += 1;
                 }
                 (Err(AnswerError::Absent(_)), None) => {}
-                (shown, _) => panic!("{}: {}: {shown:?}", directory.display(), entry.path),
+                (shown, _) => panic!("{machine}: {}: {shown:?}", entry.path),
             }
         }
-        assert!(same >= 18, "{}: only {same} files", directory.display());
+        assert!(same >= 18, "{machine}: only {same} files");
     }
 }
 
@@ -272,7 +300,7 @@ fn v1_swap_is_the_memsw_limit_less_the_memory_limit() {
 
 #[test]
 fn stat_has_all_the_time_the_kernel_charged_f1() {
-    for (directory, capture) in captures() {
+    for (machine, directory, capture) in captures() {
         let record = fs::read_to_string(directory.join("tree")).expect("a record");
         let section = |file: &str| {
             let start = record.split_once(&format!("/lxcfs-capture/plain/{file} <==\n"));
@@ -303,10 +331,6 @@ fn stat_has_all_the_time_the_kernel_charged_f1() {
             used <= expected && expected <= used + 3,
             "{used} {expected} {text}"
         );
-        assert!(
-            expected > 50,
-            "{}: the workload was to burn",
-            directory.display()
-        );
+        assert!(expected > 50, "{machine}: the workload was to burn");
     }
 }

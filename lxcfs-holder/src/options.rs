@@ -31,6 +31,9 @@ pub struct HolderOptions {
     /// Removed when we end, not when another program of ours takes over. Its lock is ours by
     /// an open descriptor that we inherited.
     pub pidfile: Option<PathBuf>,
+    /// The daemon's own directory. Workers are killed and cannot tidy up: the sockets in it are
+    /// removed when we end. The directory stays, for containers may have it bound.
+    pub own_dir: Option<PathBuf>,
     /// How long requests of a dead worker may wait for the next before they get EIO.
     pub orphan_bound: Duration,
     /// How often the mount is read through the kernel; zero turns the watchdog off.
@@ -73,6 +76,7 @@ impl HolderOptions {
             loops: 0,
             control: None,
             pidfile: None,
+            own_dir: None,
             orphan_bound: Duration::from_secs(3),
             probe_interval: Duration::from_secs(5),
             probe_deadline: Duration::from_secs(5),
@@ -107,6 +111,9 @@ impl HolderOptions {
         }
         if let Some(pidfile) = &self.pidfile {
             put("pidfile", pidfile.as_os_str());
+        }
+        if let Some(own_dir) = &self.own_dir {
+            put("own-dir", own_dir.as_os_str());
         }
         if let Some(fd) = self.ready_fd {
             put("ready-fd", &number(fd));
@@ -168,6 +175,7 @@ impl HolderOptions {
                 b"standby" => options.standby = text == "1",
                 b"control" => options.control = Some(value.into()),
                 b"pidfile" => options.pidfile = Some(value.into()),
+                b"own-dir" => options.own_dir = Some(value.into()),
                 b"ready-fd" => options.ready_fd = Some(fd()?),
                 b"adopt-fuse" => adopt.fuse = fd()?,
                 b"adopt-state" => adopt.state = fd()?,
@@ -213,6 +221,7 @@ mod tests {
         );
         options.control = Some("/run/lxcfs/control".into());
         options.pidfile = Some("/run/lxcfs.pid".into());
+        options.own_dir = Some("/run/lxcfs".into());
         options.ready_fd = Some(7);
         options.loops = 3;
         options.adopt = Some(Adopt {

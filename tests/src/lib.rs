@@ -9,12 +9,15 @@ pub mod container;
 pub mod containerd;
 pub mod cri;
 pub mod docker;
+pub mod footprint;
 pub mod mount;
+pub mod package;
 pub mod podman;
 pub mod reader;
 pub mod scratch;
 pub mod serve;
 pub mod states;
+pub mod steady;
 pub mod subject;
 pub mod versus;
 

@@ -11,7 +11,7 @@ mod upgrade;
 
 use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -427,6 +427,9 @@ impl Holder {
         if let Some(control) = self.control.take() {
             control.close();
         }
+        if let Some(own_dir) = &self.options.own_dir {
+            remove_sockets(own_dir);
+        }
         match outcome {
             Outcome::Stop => ExitCode::SUCCESS,
             Outcome::Lost => {
@@ -439,6 +442,16 @@ impl Holder {
                 say(&format!("{} was unmounted", self.point.display()));
                 ExitCode::SUCCESS
             }
+        }
+    }
+}
+
+/// Removes what nobody listens on any more.
+fn remove_sockets(directory: &Path) {
+    use std::os::unix::fs::FileTypeExt as _;
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+            let _already_gone = std::fs::remove_file(entry.path());
         }
     }
 }

@@ -102,6 +102,7 @@ fn options(config: &Config, words: &[OsString]) -> HolderOptions {
         loops: config.threads.unwrap_or(0),
         control: Some(holder_socket(config)),
         pidfile: Some(config.pidfile.clone()),
+        own_dir: holder_socket(config).parent().map(Path::to_owned),
         ..HolderOptions::new(config.mountpoint.clone(), worker)
     }
 }

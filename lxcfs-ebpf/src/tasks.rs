@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use aya_log_ebpf::warn;
-use lxcfs_common::bpf::{CgroupNode, LossCounter, MAX_CGROUP_DEPTH, TaskSet};
+use lxcfs_common::bpf::{CgroupNode, LossCounter, MAX_CGROUP_DEPTH, TaskSet, is_further_out};
 
 use crate::kernel::{
     Address, Direct, Memory, Probe, cgroup_id, cgroup_parent, is_news, known, layout, lose,
@@ -122,7 +122,8 @@ unsafe fn count<M: Memory>(context: *const TaskIteration) -> i32 {
         (*set).threads += 1;
         (*set).processes += share.processes;
         if share.last_pid != 0
-            && ((*set).last_pid == 0 || share.last_pid_level < (*set).last_pid_level)
+            && ((*set).last_pid == 0
+                || is_further_out(share.last_pid_level, (*set).last_pid_level))
         {
             (*set).last_pid = share.last_pid;
             (*set).last_pid_level = share.last_pid_level;

@@ -27,12 +27,23 @@ pub struct TaskSet {
     pub threads: u32,
     /// Processes: threads that lead their group.
     pub processes: u32,
-    /// Last PID given out in the outermost PID namespace of these tasks; 0 when unknown.
+    /// Last PID given out in the PID namespace of these tasks that [`is_further_out`]; 0 when
+    /// unknown.
     pub last_pid: u32,
     /// Level of that PID namespace, 0 for the initial one.
     pub last_pid_level: u32,
 }
 const _: () = assert!(size_of::<TaskSet>() == 48);
+
+/// Whether a PID namespace of level `one` rather than one of level `other` names the last PID
+/// of tasks that are together in a container: it is further out, and not the host's. The
+/// host's comes last, because a process of the host may be in a container's cgroup for a
+/// while: an exec that has not entered yet, or a runtime that starts or ends the container.
+#[inline(always)]
+#[must_use]
+pub const fn is_further_out(one: u32, other: u32) -> bool {
+    one.wrapping_sub(1) < other.wrapping_sub(1)
+}
 
 /// Where a cgroup is in its hierarchy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

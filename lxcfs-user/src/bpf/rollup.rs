@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lxcfs_common::bpf::{CgroupNode, TaskSet};
+use lxcfs_common::bpf::{CgroupNode, TaskSet, is_further_out};
 
 /// A cgroup's id, which is also the inode number of its directory. Ids are unique only
 /// within one hierarchy, so the hierarchy is part of the type's value and the two never
@@ -35,7 +35,8 @@ pub struct TaskCounts {
     pub threads: u32,
     /// Processes.
     pub processes: u32,
-    /// Last PID given out in the outermost PID namespace that has tasks here.
+    /// Last PID given out in the outermost PID namespace that has tasks here; the host's only
+    /// if there is no other.
     pub last_pid: Option<LastPid>,
 }
 
@@ -52,7 +53,7 @@ impl TaskCounts {
         self.threads = self.threads.saturating_add(other.threads);
         self.processes = self.processes.saturating_add(other.processes);
         self.last_pid = match (self.last_pid, other.last_pid) {
-            (Some(mine), Some(its)) if its.ns_level < mine.ns_level => Some(its),
+            (Some(mine), Some(its)) if is_further_out(its.ns_level, mine.ns_level) => Some(its),
             (Some(mine), _) => Some(mine),
             (None, its) => its,
         };
@@ -172,33 +173,35 @@ mod tests {
     }
 
     #[test]
-    fn the_outermost_pid_namespace_names_the_last_pid() {
+    fn the_outermost_pid_namespace_but_the_hosts_names_the_last_pid() {
         let seen = |id, pid, ns_level| {
             let last_pid = Some(LastPid { pid, ns_level });
-            (
-                id,
-                TaskCounts {
-                    last_pid,
-                    ..tasks(id, 1).1
-                },
-            )
+            let own = TaskCounts {
+                last_pid,
+                ..tasks(id, 1).1
+            };
+            (id, own)
         };
-        let rolled = roll_up([seen(2, 9, 2), seen(1, 40, 1)], &[node(1, 0), node(2, 1)]);
-        let last = |id| rolled.subtree[&id].last_pid;
-        assert_eq!(
-            last(1),
-            Some(LastPid {
-                pid: 40,
-                ns_level: 1
-            })
-        );
-        assert_eq!(
-            last(2),
-            Some(LastPid {
-                pid: 9,
-                ns_level: 2
-            })
-        );
+        let tree = [node(1, 0), node(2, 1), node(3, 2)];
+        let mut own = [
+            seen(3, 9, 2),
+            seen(2, 40, 1),
+            // Processes of the host, in the container's cgroup and in one below.
+            seen(2, 70_001, 0),
+            seen(3, 70_001, 0),
+        ];
+        for _ in 0..own.len() {
+            let rolled = roll_up(own, &tree);
+            let last = |id| {
+                let last = rolled.subtree[&id].last_pid.unwrap();
+                (last.pid, last.ns_level)
+            };
+            assert_eq!((last(1), last(2), last(3)), ((40, 1), (40, 1), (9, 2)));
+            // In whatever order the tasks are met.
+            own.rotate_left(1);
+        }
+        let host = roll_up([seen(2, 70_001, 0)], &tree).subtree[&2].last_pid;
+        assert_eq!(host.map(|last| last.ns_level), Some(0));
     }
 
     #[test]

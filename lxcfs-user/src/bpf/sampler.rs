@@ -125,9 +125,22 @@ impl Sampler {
         if latest.is_fresh() {
             return Ok(latest);
         }
+        self.fresh_if(TaskSample::is_fresh)
+    }
+
+    /// A sample later than `seen`, which has no task of a cgroup that must have one: of a
+    /// container that is younger than the sample.
+    ///
+    /// # Errors
+    /// When a sample has to be taken and fails.
+    pub fn later_than(&self, seen: &TaskSample) -> Result<Arc<TaskSample>, BpfError> {
+        self.fresh_if(|latest| latest.generation > seen.generation)
+    }
+
+    fn fresh_if(&self, will_do: impl Fn(&TaskSample) -> bool) -> Result<Arc<TaskSample>, BpfError> {
         let _one_at_a_time = lock(&self.shared.refreshing);
         let latest = self.latest();
-        if latest.is_fresh() {
+        if will_do(&latest) {
             return Ok(latest);
         }
         let sample = Arc::new(self.shared.collector.sample_tasks()?);

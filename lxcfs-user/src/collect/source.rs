@@ -17,7 +17,7 @@ pub struct TaskCounts {
     pub threads: u32,
     /// The last PID that the container's own PID namespace gave out, where that is known.
     pub own_last_pid: Option<u32>,
-    /// The newest PID as the container sees it.
+    /// The newest PID as the container sees it; `None` keeps the last that was known.
     pub newest_pid: Option<u32>,
     /// The load averages, where the source keeps them from a container's birth on; else
     /// they are kept from first sight.

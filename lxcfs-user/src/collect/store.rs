@@ -206,9 +206,13 @@ impl Store {
     }
 
     /// Accounts a count of tasks.
-    pub fn account(&self, key: CgroupKey, state: &State, now: Nsec, counts: TaskCounts) {
+    pub fn account(&self, key: CgroupKey, state: &State, now: Nsec, mut counts: TaskCounts) {
         let mut load = lock(&state.load);
         let before = (load.average, load.forks);
+        // Nobody of the container's own namespace to ask now: it has given out none since, or
+        // the next count tells.
+        let known = load.last.and_then(|(_, last)| last.newest_pid);
+        counts.newest_pid = counts.newest_pid.or(known).or(load.forks.last());
         load.average.advance(now, counts.active());
         if let Some(pid) = counts.own_last_pid {
             load.forks.advance(pid);
@@ -355,6 +359,29 @@ mod tests {
         assert!(!Arc::ptr_eq(&v1, &v2));
         store.forget(&[other]);
         assert_eq!(store.len(), 1);
+    }
+
+    #[test]
+    fn the_newest_pid_stays_while_it_cannot_be_told() {
+        let (store, successor) = (Store::default(), Store::default());
+        let count = |store: &Store, newest_pid, own_last_pid| {
+            let counts = TaskCounts {
+                newest_pid,
+                own_last_pid,
+                ..TaskCounts::default()
+            };
+            let state = store.state(key(1), Nsec(5));
+            store.account(key(1), &state, Nsec(5), counts);
+            let (_, kept) = lock(&state.load).last.unwrap();
+            kept.newest_pid
+        };
+        assert_eq!(count(&store, None, None), None);
+        assert_eq!(count(&store, Some(40), Some(40)), Some(40));
+        assert_eq!(count(&store, None, None), Some(40));
+        assert_eq!(count(&store, Some(7), None), Some(7));
+        // The last of the namespace is what a successor knows.
+        successor.restore(&store.save(), Nsec(6));
+        assert_eq!(count(&successor, None, None), Some(40));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::container::facts::Task;
 use crate::host::reader::HostReader;
 use crate::host::task::{TaskStat, ns_pids};
 use crate::snapshot::{Controller, Origin};
+use crate::units::Ticks;
 
 use super::source::{TaskCounts, TaskSource};
 
@@ -121,7 +122,7 @@ impl ProcTasks {
     fn count_one(&self, container: &Container) -> Option<TaskCounts> {
         let root = container.dir(Controller::Unified)?;
         let mut counts = TaskCounts::default();
-        let mut newest: Option<TaskStat> = None;
+        let mut newest = Newest::default();
         walk(root, threads_file, |list| {
             for tid in parse::pids(list) {
                 counts.threads = counts.threads.saturating_add(1);
@@ -131,21 +132,45 @@ impl ProcTasks {
                 };
                 counts.running += u32::from(stat.is_running());
                 counts.uninterruptible += u32::from(stat.is_uninterruptible(self.pf_frozen_known));
-                let key = |stat: &TaskStat| (stat.start, stat.pid);
-                if newest
-                    .as_ref()
-                    .is_none_or(|newest| key(newest) < key(&stat))
-                {
-                    newest = Some(stat);
-                }
+                newest.add(&stat);
             }
         })
         .ok()?;
-        counts.newest_pid = newest.and_then(|stat| {
-            let task = Task::open(&self.host, stat.pid).ok()?;
-            task.read("status", ns_pids).ok()??.last().copied()
+        let has_own_namespace = container.pid_namespace.is_some();
+        counts.newest_pid = newest.by_age().find_map(|pid| {
+            let task = Task::open(&self.host, pid).ok()?;
+            as_inside(&task.read("status", ns_pids).ok()??, has_own_namespace)
         });
         Some(counts)
+    }
+}
+
+/// The newest tasks seen: more than one, because the newest may be of the host.
+#[derive(Debug, Default)]
+struct Newest([(Ticks, u32); 8]);
+
+impl Newest {
+    fn add(&mut self, stat: &TaskStat) {
+        let Some(oldest) = self.0.iter_mut().min() else {
+            return;
+        };
+        *oldest = (*oldest).max((stat.start, stat.pid));
+    }
+
+    /// Their ids, the newest first.
+    fn by_age(mut self) -> impl Iterator<Item = u32> {
+        self.0.sort_unstable();
+        let pids = self.0.into_iter().rev().map(|(_, pid)| pid);
+        pids.filter(|pid| *pid != 0)
+    }
+}
+
+/// The id of a task as its container sees it; `None` for a task of the host that is in the
+/// cgroup of a container with a PID namespace of its own.
+fn as_inside(pids: &[u32], has_own_namespace: bool) -> Option<u32> {
+    match pids {
+        [_] if has_own_namespace => None,
+        pids => pids.last().copied(),
     }
 }
 
@@ -217,6 +242,31 @@ mod tests {
         ] {
             assert_eq!(is_below_6_1(release), below, "{release}");
         }
+    }
+
+    fn task(start: u64, pid: u32) -> TaskStat {
+        let line = format!("{pid} (x) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {start} 0 0 0");
+        TaskStat::parse(&line).unwrap()
+    }
+
+    #[test]
+    fn the_newest_come_first_and_of_many_only_they_stay() {
+        let mut newest = Newest::default();
+        for (start, pid) in [(5, 50), (9, 91), (9, 90), (1, 10)] {
+            newest.add(&task(start, pid));
+        }
+        assert!(newest.by_age().eq([91, 90, 50, 10]));
+        let mut newest = Newest::default();
+        (1..=100).for_each(|n| newest.add(&task(u64::from(n % 50), n)));
+        assert!(newest.by_age().eq([99, 49, 98, 48, 97, 47, 96, 46]));
+    }
+
+    #[test]
+    fn a_task_of_the_host_has_no_id_inside() {
+        assert_eq!(as_inside(&[4242, 17], true), Some(17));
+        assert_eq!(as_inside(&[4242], true), None);
+        assert_eq!(as_inside(&[4242], false), Some(4242));
+        assert_eq!(as_inside(&[4242, 17, 3], true), Some(3));
     }
 
     #[test]

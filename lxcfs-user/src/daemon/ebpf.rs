@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::bpf::{BpfError, CgroupId, Collector, Feature, Sampler, TaskSample};
+use crate::bpf::{BpfError, CgroupId, Collector, Feature, LastPid, Sampler, TaskSample};
 use crate::cgroup::layout::Version;
 use crate::cgroup::reader::Dir;
 use crate::collect::source::{
@@ -45,6 +45,13 @@ pub fn sources(collector: &Arc<Collector>, fallback: Sources) -> (Sources, Arc<T
     (sources, tasks)
 }
 
+/// The newest PID as a container sees it; `None` when only processes of the host are in its
+/// cgroup just now, though it has a PID namespace of its own: a PID of the host is not its.
+fn newest_pid(last: Option<LastPid>, has_own_namespace: bool) -> Option<u32> {
+    last.filter(|last| last.ns_level > 0 || !has_own_namespace)
+        .map(|last| last.pid)
+}
+
 fn controller_named(name: &str) -> Option<Controller> {
     Controller::ALL
         .into_iter()
@@ -77,19 +84,34 @@ impl Tasks {
     }
 
     /// Held while walking, so that one walk serves all who wait.
-    fn sample_alone(&self) -> Result<Arc<TaskSample>, BpfError> {
+    fn sample_alone(
+        &self,
+        will_do: impl Fn(&TaskSample) -> bool,
+    ) -> Result<Arc<TaskSample>, BpfError> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if !last.is_fresh() {
+        if !will_do(&last) {
             *last = Arc::new(self.collector.sample_tasks()?);
         }
         Ok(Arc::clone(&last))
     }
 
-    fn sample(&self) -> Option<Arc<TaskSample>> {
-        let sample = match self.sampler.get() {
+    /// A fresh sample. Somebody in the container asks, so one without a task of it was taken
+    /// before its birth, however fresh, and another is taken.
+    fn sample(&self, containers: &[Arc<Container>]) -> Option<Arc<TaskSample>> {
+        let sampler = self.sampler.get();
+        let fresh = match sampler {
             Some(sampler) => sampler.fresh(),
-            None => self.sample_alone(),
+            None => self.sample_alone(TaskSample::is_fresh),
         };
+        let sample = fresh.and_then(|sample| {
+            if self.knows(&sample, containers) {
+                return Ok(sample);
+            }
+            match sampler {
+                Some(sampler) => sampler.later_than(&sample),
+                None => self.sample_alone(|last| last.generation > sample.generation),
+            }
+        });
         match sample {
             Ok(sample) => Some(sample),
             Err(error) => {
@@ -97,6 +119,12 @@ impl Tasks {
                 None
             }
         }
+    }
+
+    /// Whether there is a task of each of the containers that are counted.
+    fn knows(&self, sample: &TaskSample, containers: &[Arc<Container>]) -> bool {
+        let mut ids = containers.iter().filter_map(|container| self.id(container));
+        ids.all(|id| sample.counts(id).threads > 0)
     }
 
     fn counts(
@@ -120,7 +148,7 @@ impl Tasks {
                         .last_pid
                         .filter(|last| last.ns_level > 0)
                         .map(|last| last.pid),
-                    newest_pid: counts.last_pid.map(|last| last.pid),
+                    newest_pid: newest_pid(counts.last_pid, container.pid_namespace.is_some()),
                     avenrun: self.sampler.get().map(|sampler| sampler.state(id).avenrun),
                 })
             })
@@ -150,7 +178,7 @@ impl TaskSource for Tasks {
     }
 
     fn count(&self, containers: &[Arc<Container>]) -> Vec<Option<TaskCounts>> {
-        match self.sample() {
+        match self.sample(containers) {
             Some(sample) => self.counts(&sample, containers),
             None => self.fallback.count(containers),
         }
@@ -195,6 +223,17 @@ impl IoTimeSource for BlockTimes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pid_of_the_host_is_none_of_a_containers_with_a_namespace_of_its_own() {
+        let last = |ns_level| Some(LastPid { pid: 7, ns_level });
+        assert_eq!(newest_pid(last(1), true), Some(7));
+        assert_eq!(newest_pid(last(0), true), None);
+        // One that shares the host's, or of which no caller has told yet.
+        assert_eq!(newest_pid(last(0), false), Some(7));
+        assert_eq!(newest_pid(last(2), false), Some(7));
+        assert_eq!(newest_pid(None, false), None);
+    }
 
     #[test]
     fn controllers_are_known_by_their_v1_names() {

@@ -39,6 +39,15 @@ impl Forks {
         self.total
     }
 
+    /// The last PID accounted, if there was one.
+    #[must_use]
+    pub const fn last(&self) -> Option<u32> {
+        match self.last {
+            0 => None,
+            last => Some(last),
+        }
+    }
+
     /// The state as bytes; see the module above.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {

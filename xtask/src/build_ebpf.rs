@@ -265,6 +265,24 @@ mod tests {
     }
 
     #[test]
+    fn an_object_with_one_subprogram_call_does_not_pass() {
+        let mut object = fs::read(repository().join("lxcfs-ebpf/lxcfs.bpf.o")).unwrap();
+        let (start, _) = object::File::parse(&*object)
+            .unwrap()
+            .section_by_name("iter/load_tasks")
+            .unwrap()
+            .file_range()
+            .unwrap();
+        let start = usize::try_from(start).unwrap();
+        object[start..start + INSTRUCTION].copy_from_slice(&[0x85, 0x10, 0, 0, 9, 0, 0, 0]);
+        let error = inspect(&object).unwrap_err().to_string();
+        assert!(
+            error.contains("section iter/load_tasks has 1 BPF-to-BPF calls"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn rubbish_does_not_pass() {
         assert!(inspect(b"\x7fELF").is_err());
     }

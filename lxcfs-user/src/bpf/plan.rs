@@ -182,7 +182,7 @@ fn obstacle(facts: &Facts) -> Option<Decision> {
     if facts.disabled {
         return off(
             "switched off by --no-ebpf",
-            "start without --no-ebpf (no_ebpf in lxcfs.toml)",
+            "start without --no-ebpf (no-ebpf in lxcfs.toml)",
         );
     }
     if facts.kernel < OBJECT_SINCE {

@@ -213,8 +213,9 @@ fn activate(
     Ok(())
 }
 
-/// One line per feature, with the remedy where it is off; at every worker's start in the
-/// log's debug level, at the daemon's in info.
+/// One line per feature, with the remedy where it is off. Every worker tells of what is off,
+/// because the configuration or its rights may be others than its predecessor's; of what
+/// works, at the log's debug level, unless it is the daemon's first.
 fn report_start(config: &Config, parts: &Parts, first: bool) {
     let layout = parts.engine.resolver().cgroups();
     if !first {
@@ -228,7 +229,7 @@ fn report_start(config: &Config, parts: &Parts, first: bool) {
         );
     }
     for feature in parts.features() {
-        if first {
+        if first || !feature.on {
             tracing::info!("{feature}");
         } else {
             tracing::debug!("{feature}");

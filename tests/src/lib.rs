@@ -10,6 +10,7 @@ pub mod containerd;
 pub mod cri;
 pub mod docker;
 pub mod footprint;
+pub mod lifecycle;
 pub mod mount;
 pub mod package;
 pub mod podman;

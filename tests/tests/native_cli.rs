@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 
+use lxcfs_common::catalogue::{CATALOGUE, Kind};
 use lxcfs_tests::container::Shape;
 use lxcfs_tests::{Container, Lxcfs, TestCgroup, lxcfs_binary, require_root};
 use nix::mount::{MntFlags, umount2};
@@ -368,7 +369,55 @@ fn show_prints_what_the_container_reads_and_explain_says_why() {
 }
 
 #[test]
+fn every_file_can_be_shown_and_says_where_its_lines_come_from() {
+    let cgroup = TestCgroup::new("cli-explain");
+    cgroup.limit_memory(96 << 20);
+    cgroup.limit_cpu(50_000, 100_000);
+    let shape = Shape {
+        files: Vec::new(),
+        ..Shape::default()
+    };
+    let container = Container::start(&cgroup, Path::new("/"), &shape);
+    let pid = format!("--pid={}", container.init_pid());
+    let mut explained = 0;
+    for entry in CATALOGUE {
+        let Kind::File(_) = entry.kind else { continue };
+        let path = entry.path;
+        let shown = lxcfs(&["show", &pid, path]);
+        let why = lxcfs(&["show", &pid, path, "--explain"]);
+        if !Path::new("/").join(path).exists() {
+            // Pressure files of this kernel.
+            assert!(
+                !shown.status.success() && stderr(&shown).contains(path),
+                "{path}"
+            );
+            continue;
+        }
+        assert!(shown.status.success(), "{path}: {}", stderr(&shown));
+        assert!(why.status.success(), "{path}: {}", stderr(&why));
+        let text = stdout(&why);
+        assert!(
+            text.contains(cgroup.path()),
+            "{path} names no cgroup:\n{text}"
+        );
+        let rule = text
+            .lines()
+            .find_map(|line| line.strip_prefix("whose view: "));
+        assert!(rule.is_some_and(|rule| !rule.is_empty()), "{path}:\n{text}");
+        // Below the cgroups and an empty line: each line, its source and its rule.
+        let (_, lines) = text.split_once("\n\n").unwrap_or_default();
+        assert!(!lines.is_empty(), "{path}: no line is explained:\n{text}");
+        for line in lines.lines().filter(|line| !line.is_empty()) {
+            assert!(line.contains("; "), "{path}: no source or rule:\n{line}");
+        }
+        explained += 1;
+    }
+    assert!(explained >= 18, "only {explained} files");
+}
+
+#[test]
 fn a_file_that_is_switched_off_is_neither_served_nor_attached() {
+    let _alone = LOSSES.lock();
     let daemon = Lxcfs::start(&["--disable", "loadavg,pressure,cpu"]);
     let listed = |path: &str| -> Vec<String> {
         let entries = fs::read_dir(daemon.file(path)).unwrap();
@@ -398,7 +447,8 @@ fn a_file_that_is_switched_off_is_neither_served_nor_attached() {
     let pid = format!("--pid={}", container.init_pid());
     let mount = format!("--mount={}", daemon.mountpoint().display());
     let attached = lxcfs(&["attach", &pid, &mount, "--verbose"]);
-    assert!(attached.status.success(), "{}", stderr(&attached));
+    let said = (stdout(&attached), stderr(&attached));
+    assert!(attached.status.success(), "{}{}", said.0, said.1);
     let mounts = container.read("/proc/self/mountinfo");
     let has = |path: &str| {
         mounts

@@ -71,6 +71,52 @@ fn command_lines_found_in_the_wild_mean_the_recommended_set() {
     }
 }
 
+/// All that C lxcfs 3 to 7 take, in every spelling of getopt_long, on both sides.
+#[test]
+fn every_option_of_c_lxcfs_is_taken_before_and_after_the_mountpoint() {
+    for options in [
+        "-d",
+        "--debug",
+        "-f",
+        "--foreground",
+        "-l",
+        "--enable-loadavg",
+        "-u",
+        "--disable-swap",
+        "--disable-zswap",
+        "--enable-cfs",
+        "--enable-pidfd",
+        "--enable-psi-poll",
+        "--enable-cgroup",
+        "--runtime-dir=/run/second",
+        "--runtime-dir /run/second",
+        "-p /x.pid",
+        "-p/x.pid",
+        "--pidfile=/x.pid",
+        "--pidfile /x.pid",
+        "-s",
+        "-o allow_other",
+        "-oallow_other",
+        "-o allow_other,nonempty,direct_io,entry_timeout=0.5,attr_timeout=0.5",
+        "-o allow_other -o nonempty",
+        // Short ones in one word, the last with its value beside it or behind it.
+        "-lus",
+        "-fdl",
+        "-fup /x.pid",
+        "-lp/x.pid",
+        "-so allow_other",
+        "-foallow_other",
+    ] {
+        let before = parse(&format!("lxcfs {options} /m"));
+        let before = before.unwrap_or_else(|error| panic!("{options}: {error}"));
+        let after = parse(&format!("lxcfs /m {options}"));
+        let after = after.unwrap_or_else(|error| panic!("{options}: {error}"));
+        assert_eq!(before.config.mountpoint, Path::new("/m"), "{options}");
+        assert_eq!(before.config, after.config, "{options}");
+        assert_eq!(before.notes, after.notes, "{options}");
+    }
+}
+
 #[test]
 fn lxds_snap_line_names_its_pidfile_after_the_mountpoint() {
     let line = "lxcfs --enable-loadavg --enable-cfs /var/snap/lxd/common/var/lib/lxcfs \

@@ -52,6 +52,7 @@ proptest! {
             let _ = render(node, &snapshot, &mut history, &policy, &mut out);
             let _ = (inputs(node, &policy), shows_host(node, &policy));
             if let Ok(lines) = explain(node, &snapshot, &history, &policy) {
+                prop_assert!(!lines.is_empty(), "{node:?} is empty and says not why");
                 prop_assert!(lines.iter().all(|line| !line.rule.is_empty()));
             }
         }

@@ -183,8 +183,7 @@ pub fn explain(
     let mut text = Vec::new();
     render(node, snapshot, &mut history.clone(), policy, &mut text)?;
     let text = String::from_utf8_lossy(&text);
-    let lines = text.lines().filter(|line| !line.is_empty()).map(|line| {
-        let (label, value) = split(node, line);
+    let explained = |label: &str, value: &str| {
         let (origin, rule) = why(node, label, snapshot, policy);
         ExplainLine {
             line: label.to_owned(),
@@ -192,8 +191,17 @@ pub fn explain(
             origin,
             rule,
         }
-    });
-    Ok(lines.collect())
+    };
+    let lines = text.lines().filter(|line| !line.is_empty());
+    let mut lines: Vec<_> = lines
+        .map(|line| split(node, line))
+        .map(|(label, value)| explained(label, value))
+        .collect();
+    // That there is nothing has a reason, too.
+    if lines.is_empty() {
+        lines.push(explained("", "(empty)"));
+    }
+    Ok(lines)
 }
 
 /// Label and value of a rendered line.

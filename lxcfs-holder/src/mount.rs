@@ -415,6 +415,34 @@ pub(crate) fn unmount(point: &Path, number: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(text: Vec<u8>) {
+            let lines = text.split(|byte| *byte == b'\n').count();
+            prop_assert!(parse_mountinfo(&text).len() <= lines);
+            prop_assert!(unescape(&text).len() <= text.len());
+        }
+
+        #[test]
+        fn a_mountpoint_of_any_name_is_found(
+            name in "[a \t\n\\\\0-9]{0,20}", minor: u32, optional in "( shared:[0-9]{1,3})?",
+        ) {
+            // As the kernel's mangle() writes them.
+            let shown = name
+                .replace('\\', "\\134")
+                .replace(' ', "\\040")
+                .replace('\t', "\\011")
+                .replace('\n', "\\012");
+            let line = format!("1 2 0:{minor} / /{shown} rw{optional} - fuse.lxcfs lxcfs rw\n");
+            let found = parse_mountinfo(line.as_bytes());
+            prop_assert_eq!(found.len(), 1);
+            prop_assert_eq!(found[0].minor, minor);
+            prop_assert_eq!(&found[0].point, &PathBuf::from(format!("/{name}")));
+            prop_assert_eq!(&*found[0].fs_type, "fuse.lxcfs");
+        }
+    }
 
     #[test]
     fn mountinfo_lines_of_all_shapes() {

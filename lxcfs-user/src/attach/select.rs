@@ -119,6 +119,23 @@ fn known() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_list_selects_files_of_the_catalogue_or_is_refused(
+            list in "(-?/?(proc|sys|cpu|meminfo|pressure|default|none|.{0,5})[,/ ]?){0,6}",
+        ) {
+            let lenient = Selection::lenient(&list);
+            prop_assert!(lenient.entries().count() <= CATALOGUE.len());
+            if let Ok(strict) = Selection::parse(&list) {
+                let paths = |of: &Selection| -> Vec<&str> {
+                    of.entries().map(|entry| entry.path).collect()
+                };
+                prop_assert_eq!(paths(&strict), paths(&lenient));
+            }
+        }
+    }
 
     fn paths(list: &str) -> Vec<&'static str> {
         Selection::parse(list)

@@ -103,6 +103,24 @@ fn v1_controllers(cgroups: &str) -> V1Controllers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_a_panic(text: String) {
+            let _ = parse_version(&text);
+            let _ = capable(&text);
+            let _ = possible_cpus(&text);
+        }
+
+        #[test]
+        fn a_version_is_read_whatever_follows(
+            major: u32, minor: u32, rest in "([^0-9].*)?",
+        ) {
+            let release = format!("{major}.{minor}{rest}");
+            prop_assert_eq!(parse_version(&release), Some((major, minor)));
+        }
+    }
 
     #[test]
     fn versions_of_distributions_parse() {

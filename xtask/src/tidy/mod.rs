@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the rules that no compiler checks, over the text of the tree.
 
 mod faults;
+mod parsers;
 mod rules;
 mod source;
 
@@ -16,7 +17,8 @@ use lxcfs_common::catalogue::{CATALOGUE, Entry, Kind};
 use crate::command::{output, repository};
 use crate::test::plan;
 
-/// Checks import rules, layers, file sizes, test declarations, the documented files and faults.
+/// Checks import rules, layers, file sizes, test declarations, the documented files and faults,
+/// and that every parser meets arbitrary input.
 #[derive(Parser)]
 pub(crate) struct Args {}
 
@@ -52,6 +54,7 @@ fn violations(top: &Path) -> Result<Vec<String>> {
         .args(["--cached", "--others", "--exclude-standard"]);
     let mut wrong = Vec::new();
     let mut tests = BTreeSet::new();
+    let mut sources = Vec::new();
     for path in output(&mut git)?.lines() {
         // A file deleted but not yet committed is still listed.
         let Ok(text) = fs::read_to_string(top.join(path)) else {
@@ -64,7 +67,11 @@ fn violations(top: &Path) -> Result<Vec<String>> {
         if path.ends_with("Cargo.toml") {
             wrong.extend(check_dependencies(path, &text));
         }
+        if path.ends_with(".rs") {
+            sources.push((path.to_owned(), text));
+        }
     }
+    wrong.extend(parsers::check(&sources));
     for (name, source) in plan::test_files(&top.join("tests/tests"))? {
         wrong.extend(
             plan::machines(&name, &source)

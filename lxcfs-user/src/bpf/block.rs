@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 
-use aya::maps::{Array, HashMap as HashTable, Map, MapData};
+use aya::maps::{Array, HashMap as HashTable, Map, MapData, MapError};
 use lxcfs_common::bpf::{BLOCK_QUEUE, BlockCounters, BlockKey, BlockQueue};
 
 use super::error::BpfError;
@@ -24,6 +24,11 @@ const MAX_ROWS: u32 = 32_768;
 const WATCHED_SWEEPS: u64 = 12;
 /// Removed cgroups watched at most.
 const MAX_REMOVED: usize = 65_536;
+/// Every [`BlockKey::op`]: the three directions and the queue.
+const OPS: [u32; 4] = [0, 1, 2, BLOCK_QUEUE];
+/// Rows looked up one by one at most. The kernel goes through all buckets of the table when
+/// that is read as a whole, which costs about as much, however few rows there are.
+const MAX_LOOKUPS: usize = 64;
 
 /// Times per device, by major and minor number.
 pub type DeviceTimes = HashMap<(u32, u32), IoTimes>;
@@ -141,6 +146,24 @@ fn sum<'a>(
     devices
 }
 
+/// Every row that these cgroups can have on these devices.
+fn keys<'a>(
+    cgroups: &'a HashSet<u64>,
+    devices: &'a [(u32, u32)],
+) -> impl Iterator<Item = BlockKey> + 'a {
+    cgroups.iter().flat_map(move |&cgroup| {
+        devices.iter().flat_map(move |&(major, minor)| {
+            OPS.map(|op| BlockKey {
+                cgroup,
+                major,
+                minor,
+                op,
+                pad: 0,
+            })
+        })
+    })
+}
+
 /// Adds the time a device has been busy since its queue last changed.
 fn run_on(key: BlockKey, counters: &mut BlockCounters, now: Nsec) {
     if key.op == BLOCK_QUEUE {
@@ -200,11 +223,46 @@ impl BlockTable {
         Ok(rows)
     }
 
-    /// Times of these cgroups together.
-    pub(super) fn times(&self, cgroups: &HashSet<u64>) -> Result<DeviceTimes, BpfError> {
+    /// Times of these cgroups together on these devices.
+    pub(super) fn times(
+        &self,
+        cgroups: &HashSet<u64>,
+        devices: &[(u32, u32)],
+    ) -> Result<DeviceTimes, BpfError> {
+        if cgroups.len() * devices.len() * OPS.len() <= MAX_LOOKUPS {
+            return self.looked_up(cgroups, devices);
+        }
         let rows = self.rows()?;
         let live = rows.iter().map(|(key, counters)| (key, counters));
-        Ok(sum(live.chain(self.inheritance.carried.iter()), cgroups))
+        let mut times = sum(live.chain(self.inheritance.carried.iter()), cgroups);
+        times.retain(|device, _| devices.contains(device));
+        Ok(times)
+    }
+
+    /// [`Self::times`] from the rows of these cgroups and devices alone.
+    fn looked_up(
+        &self,
+        cgroups: &HashSet<u64>,
+        devices: &[(u32, u32)],
+    ) -> Result<DeviceTimes, BpfError> {
+        let now = super::clock(libc::CLOCK_MONOTONIC);
+        let mut rows = Vec::new();
+        for key in keys(cgroups, devices) {
+            match self.map.get(&Plain(key), 0) {
+                Ok(Plain(mut counters)) => {
+                    run_on(key, &mut counters, now);
+                    rows.push((key, counters));
+                }
+                Err(MapError::KeyNotFound) => {}
+                Err(error) => {
+                    return Err(BpfError::library("looking up block counters")(Box::new(
+                        error,
+                    )));
+                }
+            }
+            rows.extend(self.inheritance.carried.get(&key).map(|row| (key, *row)));
+        }
+        Ok(sum(rows.iter().map(|(key, row)| (key, row)), cgroups))
     }
 
     /// Notes that a cgroup was removed.

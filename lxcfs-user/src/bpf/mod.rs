@@ -345,19 +345,24 @@ impl Collector {
         lock(&self.inner.events).take()
     }
 
-    /// Merges and times per disk of a cgroup with everything below it, removed children
-    /// included, since the collector started. `directory` is the cgroup's directory on the
-    /// hierarchy of the io (v1: blkio) controller.
+    /// Merges and times of a cgroup with everything below it, removed children included, on
+    /// these devices (major and minor number), since the collector started. A device it did
+    /// not use is left out. `directory` is the cgroup's directory on the hierarchy of the io
+    /// (v1: blkio) controller.
     ///
     /// Source: `block_rq_issue`, `block_rq_requeue`, `block_rq_complete`,
     /// `block_bio_backmerge`, `block_bio_frontmerge`.
     ///
     /// # Errors
     /// [`BpfError::Off`], or a failed system call.
-    pub fn block_times(&self, directory: BorrowedFd<'_>) -> Result<DeviceTimes, BpfError> {
+    pub fn block_times(
+        &self,
+        directory: BorrowedFd<'_>,
+        devices: &[(u32, u32)],
+    ) -> Result<DeviceTimes, BpfError> {
         let table = self.block_table()?;
         let cgroups = tree::ids(directory).map_err(BpfError::system("listing child cgroups"))?;
-        lock(table).times(&cgroups)
+        lock(table).times(&cgroups, devices)
     }
 
     fn block_table(&self) -> Result<&Mutex<block::BlockTable>, BpfError> {

@@ -106,7 +106,23 @@ pub fn memory(chain: &Chain, high: bool, page_size: Bytes) -> Found<Memory> {
         return Ok(None);
     };
     let number = |text: &str| parse::number(text).map(Bytes);
-    let Some(usage) = nearest(chain, Controller::Memory, usage_file, number)? else {
+    let usage = match levels.first() {
+        // The nearest level's has been read already.
+        Some(&Level {
+            levels_up,
+            usage: Some(value),
+            ..
+        }) => Some(Decided {
+            value,
+            origin: Origin::Cgroup {
+                controller: Controller::Memory,
+                levels_up,
+                file: usage_file,
+            },
+        }),
+        _ => nearest(chain, Controller::Memory, usage_file, number)?,
+    };
+    let Some(usage) = usage else {
         return Ok(None);
     };
     let map = match version(chain) {

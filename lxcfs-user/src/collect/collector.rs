@@ -212,19 +212,21 @@ impl Collector {
     ) -> Result<(), ReadError> {
         let page_size = snapshot.facts.page_size;
         let chain = |controller| container.chain(controller);
-        if inputs.has(Inputs::MEMORY) {
-            snapshot.memory = match chain(Controller::Memory) {
-                Some(chain) => source::memory(chain, policy.memory_high, page_size)?,
-                None => None,
-            };
-            self.count_if(snapshot.memory.is_none(), Fallback::MemoryFromRoot);
-        }
         if inputs.has(Inputs::SWAP) {
             snapshot.swap = match chain(Controller::Memory) {
                 Some(chain) => source::swap(chain, page_size)?,
                 None => None,
             };
             self.count_if(snapshot.swap.is_none(), Fallback::SwapUnknown);
+        }
+        // With memory but no swap counted there is no swap; with neither, nothing is known.
+        let no_swap = inputs.has(Inputs::SWAP) && snapshot.swap.is_none();
+        if inputs.has(Inputs::MEMORY) || no_swap {
+            snapshot.memory = match chain(Controller::Memory) {
+                Some(chain) => source::memory(chain, policy.memory_high, page_size)?,
+                None => None,
+            };
+            self.count_if(snapshot.memory.is_none(), Fallback::MemoryFromRoot);
         }
         if inputs.has(Inputs::HUGETLB)
             && let Some(chain) = chain(Controller::Hugetlb)
@@ -299,13 +301,17 @@ impl Collector {
     }
 
     fn io_times(&self, container: &Container, io: &mut Decided<Vec<IoDevice>>) {
+        if io.value.is_empty() {
+            return;
+        }
+        let devices: Vec<_> = io.value.iter().map(|d| (d.major, d.minor)).collect();
         let sources = self.sources();
         let times = sources
             .io_times
             .as_ref()
-            .and_then(|source| source.times(container));
+            .and_then(|source| source.times(container, &devices));
         let Some(times) = times else {
-            self.count_if(!io.value.is_empty(), Fallback::IoTimesUnknown);
+            self.count_if(true, Fallback::IoTimesUnknown);
             return;
         };
         for device in &mut io.value {

@@ -69,8 +69,9 @@ pub trait IoTimeSource: Send + Sync {
     /// What `--explain` names.
     fn origin(&self) -> Origin;
 
-    /// Per device, of the whole subtree; `None` when it cannot be told.
-    fn times(&self, container: &Container) -> Option<Vec<DeviceTimes>>;
+    /// Of the whole subtree on each of `devices` (major and minor number) that it used;
+    /// `None` when it cannot be told.
+    fn times(&self, container: &Container, devices: &[(u32, u32)]) -> Option<Vec<DeviceTimes>>;
 }
 
 /// The sources in use; `None` or the fallback where eBPF has nothing.

@@ -213,9 +213,9 @@ impl IoTimeSource for BlockTimes {
         Origin::Bpf("block_rq_complete")
     }
 
-    fn times(&self, container: &Container) -> Option<Vec<DeviceTimes>> {
+    fn times(&self, container: &Container, devices: &[(u32, u32)]) -> Option<Vec<DeviceTimes>> {
         let dir = container.dir(Controller::Io)?;
-        let times = self.0.block_times(dir.fd()).ok()?;
+        let times = self.0.block_times(dir.fd(), devices).ok()?;
         Some(times.into_iter().collect())
     }
 }

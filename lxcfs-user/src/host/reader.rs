@@ -76,6 +76,17 @@ impl ProcFile {
     }
 }
 
+impl ProcFile {
+    /// Whether the kernel makes it in one piece (`single_open`), so that a short read is its
+    /// end. The others come record by record, in reads of about a page.
+    const fn is_single(self) -> bool {
+        matches!(
+            self,
+            Self::Meminfo | Self::Stat | Self::Uptime | Self::Loadavg
+        )
+    }
+}
+
 /// How the procfs was come by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProcOrigin {
@@ -205,7 +216,7 @@ impl HostReader {
                 slot.get_or_init(|| opened)
             }
         };
-        read_all(kept, false, use_text)
+        read_all(kept, file.is_single(), use_text)
     }
 
     /// Opens a file below `/proc`.

@@ -7,8 +7,9 @@ use crate::policy::ViewPolicy;
 use crate::snapshot::{Inputs, Origin, Snapshot};
 use crate::units::{Kib, Limit};
 
-/// What [`render`] needs; the host's totals come from its meminfo.
-pub const INPUTS: Inputs = Inputs::HOST_MEMINFO.and(Inputs::MEMORY).and(Inputs::SWAP);
+/// What [`render`] needs; the host's totals come from its meminfo. Where swap is not counted,
+/// [`Inputs::SWAP`] brings the memory too, which tells why.
+pub const INPUTS: Inputs = Inputs::HOST_MEMINFO.and(Inputs::SWAP);
 
 const HOST: Origin = Origin::Host("/proc/meminfo");
 

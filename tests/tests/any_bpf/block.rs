@@ -139,7 +139,7 @@ fn read_disk(cgroup: &Cgroup, disk: &Disk) {
 fn times(collector: &Collector, cgroup: &Cgroup, disk: &Disk) -> IoTimes {
     let directory = File::open(&cgroup.path).expect("cgroup directory");
     let mut devices = collector
-        .block_times(directory.as_fd())
+        .block_times(directory.as_fd(), &[disk.number])
         .expect("block_times");
     devices.remove(&disk.number).unwrap_or_default()
 }

@@ -52,6 +52,7 @@ const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
+const KIND_FWD: u32 = 7;
 const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
@@ -284,6 +285,40 @@ impl<'a> Btf<'a> {
         self.named(name, &[KIND_FUNC]).next().is_some()
     }
 
+    /// A BTF of nothing but the functions and typedefs that were wanted, under the numbers they
+    /// have here. Whoever looks up where programs attach finds the same in it, without going
+    /// through a hundred thousand other types.
+    pub fn attach_points(&self) -> Vec<u8> {
+        let mut points: Vec<(u32, &[u8], Type)> = self
+            .named
+            .iter()
+            .flat_map(|(&name, ids)| ids.iter().map(move |&id| (id, name)))
+            .filter_map(|(id, name)| Some((id, name, self.get(id)?)))
+            .filter(|(_, _, found)| matches!(found.kind, KIND_FUNC | KIND_TYPEDEF))
+            .collect();
+        points.sort_unstable_by_key(|(id, ..)| *id);
+        let words = |words: [u32; 3]| words.map(u32::to_le_bytes).concat();
+        let filler = words([0, KIND_FWD << 24, 0]);
+        let (mut types, mut strings) = (Vec::new(), vec![0]);
+        let mut next = 1;
+        for (id, name, found) in points {
+            types.extend(filler.repeat((id - next) as usize));
+            let info = found.kind << 24 | found.vlen;
+            types.extend(words([strings.len() as u32, info, found.size_or_type]));
+            strings.extend_from_slice(name);
+            strings.push(0);
+            next = id + 1;
+        }
+        let (types_len, strings_len) = (types.len() as u32, strings.len() as u32);
+        let mut bytes = vec![0x9f, 0xeb, 1, 0];
+        for word in [HEADER_LEN as u32, 0, types_len, types_len, strings_len] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        bytes.append(&mut types);
+        bytes.append(&mut strings);
+        bytes
+    }
+
     /// How many arguments a tracepoint gives, without the leading `void *`; `None` when the
     /// kernel has no such tracepoint. Source: the typedef `btf_trace_NAME`.
     pub fn tracepoint_arguments(&self, name: &str) -> Option<u32> {
@@ -302,8 +337,8 @@ impl<'a> Btf<'a> {
 /// Bytes that follow the fixed part of a type.
 fn body_len(kind: u32, vlen: usize) -> Option<usize> {
     Some(match kind {
-        KIND_PTR | 7 | KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_FUNC
-        | KIND_FLOAT | KIND_TYPE_TAG => 0,
+        KIND_PTR | KIND_FWD | KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT
+        | KIND_FUNC | KIND_FLOAT | KIND_TYPE_TAG => 0,
         // The last two: variables and declaration tags.
         KIND_INT | 14 | 17 => 4,
         KIND_ARRAY => 12,

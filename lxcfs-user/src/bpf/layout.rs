@@ -45,7 +45,7 @@ const NAMES: &[&str] = &[
 const BSTAT_MAX: u32 = 40;
 
 /// What the kernel offers, as far as its BTF tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelTypes {
     /// Field offsets; the gates that do not come from BTF are still [`ABSENT`].
     pub layout: KernelLayout,
@@ -57,6 +57,8 @@ pub struct KernelTypes {
     pub iter_task: bool,
     /// Tracepoints that are there.
     pub tracepoints: Tracepoints,
+    /// [`Btf::attach_points`].
+    pub attach_points: Vec<u8>,
 }
 
 /// Index of controllers in `css_set.subsys`; depends on the kernel's configuration.
@@ -108,6 +110,7 @@ pub fn resolve(bytes: &[u8]) -> Result<KernelTypes, BtfError> {
             pids: subsystem(&btf, "pids_cgrp_id"),
         },
         iter_task: btf.has_function("bpf_iter_task"),
+        attach_points: btf.attach_points(),
         tracepoints: Tracepoints {
             cgroup_mkdir: btf.tracepoint_arguments("cgroup_mkdir").is_some(),
             cgroup_rmdir: btf.tracepoint_arguments("cgroup_rmdir").is_some(),

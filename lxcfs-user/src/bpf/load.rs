@@ -1,7 +1,9 @@
 //! Putting the object into the kernel, feature by feature.
 
+use std::collections::{HashMap, HashSet};
+use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use aya::maps::{Map, MapData};
 use aya::programs::{BtfTracePoint, Iter, ProgramError, RawTracePoint};
@@ -9,10 +11,14 @@ use aya::{Btf, Ebpf, EbpfLoader, Endianness, include_bytes_aligned};
 use bytemuck::Pod;
 
 use super::feature::{Feature, FeatureState};
+use super::lock;
 use super::plan::{Decision, Kind, Plan, Program};
 
 /// The programs, built by `cargo xtask build-ebpf` and kept in the tree.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../lxcfs-ebpf/lxcfs.bpf.o");
+
+/// Programs loaded at the same time at most.
+const MAX_LOADERS: usize = 4;
 
 /// Entries of the tables that are not used on this machine.
 const UNUSED: u32 = 1;
@@ -88,8 +94,9 @@ pub(super) fn nothing_to_load(plan: &Plan) -> Option<Vec<FeatureState>> {
 }
 
 /// Loads what the plan says. A feature whose programs are refused is off, with the
-/// verifier's last words as the reason; the others are not touched by it.
-pub(super) fn load(plan: &Plan, btf_path: &Path, task_sets: u32) -> Result<Loaded, String> {
+/// verifier's last words as the reason; the others are not touched by it. `attach_points` is
+/// [`Btf::attach_points`](super::btf::Btf::attach_points).
+pub(super) fn load(plan: &Plan, attach_points: &[u8], task_sets: u32) -> Result<Loaded, String> {
     let constants = Constants(plan.layout);
     let cpus = plan.layout.gate_cpus.max(1);
     let log_level = aya_log::Level::Warn as u8;
@@ -121,20 +128,37 @@ pub(super) fn load(plan: &Plan, btf_path: &Path, task_sets: u32) -> Result<Loade
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| describe(&error))?;
     drop(loader);
-    let btf = Btf::parse_file(btf_path, Endianness::default()).map_err(|error| describe(&error))?;
+    let btf = Btf::parse(attach_points, Endianness::default()).map_err(|error| describe(&error))?;
 
+    let refused = load_programs(&mut ebpf, plan, &btf);
+    let refusal = |programs: &[Program]| programs.iter().find_map(|it| refused.get(it.name));
     let states = plan
         .decisions
         .iter()
         .map(|(feature, decision)| match decision {
-            Decision::Load(programs, how) => match load_all(&mut ebpf, programs, &btf) {
-                Ok(()) => FeatureState::on(*feature, *how),
-                Err(reason) => FeatureState::off(*feature, reason, remedy_for_refusal()),
+            Decision::Load(programs, how) => match refusal(programs) {
+                None => FeatureState::on(*feature, *how),
+                Some(reason) => FeatureState::off(*feature, reason, remedy_for_refusal()),
             },
             Decision::NotNeeded(how) => FeatureState::on(*feature, *how),
             Decision::Off { reason, remedy } => FeatureState::off(*feature, reason, *remedy),
         })
         .collect();
+    // What is attached for a feature that is off would only cost time.
+    let used: HashSet<&str> = plan
+        .programs_by_feature()
+        .filter(|programs| refusal(programs).is_none())
+        .flatten()
+        .map(|program| program.name)
+        .collect();
+    for (name, program) in ebpf.programs_mut() {
+        if let aya::programs::Program::BtfTracePoint(program) = program
+            && !used.contains(name)
+        {
+            // One that is not loaded is as good.
+            let _ = program.unload();
+        }
+    }
     Ok(Loaded { ebpf, states })
 }
 
@@ -158,23 +182,54 @@ fn remedy_for_refusal() -> &'static str {
     "report it with the kernel version; nothing else is affected"
 }
 
-fn load_all(ebpf: &mut Ebpf, programs: &[Program], btf: &Btf) -> Result<(), String> {
-    for program in programs {
-        load_one(ebpf, program, btf)
-            .map_err(|error| format!("{} is refused: {}", program.name, describe(&error)))?;
-    }
-    Ok(())
+/// Loads and attaches all programs of the plan; returns those that are refused, and why. The
+/// verifier takes milliseconds for each, so several are loaded at a time.
+fn load_programs(ebpf: &mut Ebpf, plan: &Plan, btf: &Btf) -> HashMap<&'static str, String> {
+    // One that serves two features is loaded once.
+    let mut wanted: HashMap<&str, Program> = plan
+        .programs_by_feature()
+        .flatten()
+        .map(|program| (program.name, *program))
+        .collect();
+    let found: Vec<_> = ebpf
+        .programs_mut()
+        .filter_map(|(name, program)| Some((wanted.remove(name)?, program)))
+        .collect();
+    let missing = wanted.into_values().map(|program| {
+        let reason = format!("{} is not in the object", program.name);
+        (program.name, reason)
+    });
+    let refused = Mutex::new(missing.collect::<HashMap<_, _>>());
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = threads.min(MAX_LOADERS).min(found.len());
+    let queue = Mutex::new(found.into_iter());
+    let work = || {
+        loop {
+            let Some((wanted, program)) = lock(&queue).next() else {
+                return;
+            };
+            if let Err(error) = load_one(program, wanted.kind, btf) {
+                let reason = format!("{} is refused: {}", wanted.name, describe(&error));
+                lock(&refused).insert(wanted.name, reason);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // Without a thread more the others do its work.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    refused.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn load_one(ebpf: &mut Ebpf, wanted: &Program, btf: &Btf) -> Result<(), ProgramError> {
-    let program = ebpf
-        .program_mut(wanted.name)
-        .ok_or(ProgramError::NotLoaded)?;
-    // A program that serves two features is loaded once.
-    if program.fd().is_ok() {
-        return Ok(());
-    }
-    match wanted.kind {
+fn load_one(
+    program: &mut aya::programs::Program,
+    kind: Kind,
+    btf: &Btf,
+) -> Result<(), ProgramError> {
+    match kind {
         Kind::TaskIterator => {
             let program: &mut Iter = program.try_into()?;
             program.load("task", btf)

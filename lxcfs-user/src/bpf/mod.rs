@@ -150,7 +150,8 @@ impl Collector {
             states
         } else {
             raise_memlock(facts.kernel);
-            match load::load(&plan, &options.btf, options.task_sets) {
+            let attach_points = facts.types.map_or(Vec::new(), |types| types.attach_points);
+            match load::load(&plan, &attach_points, options.task_sets) {
                 Ok(loaded) => collector.take(loaded, &plan),
                 Err(reason) => load::all_off(&reason, load::remedy_for(&reason, facts.kernel)),
             }

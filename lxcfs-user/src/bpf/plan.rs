@@ -90,6 +90,16 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The programs of each feature that needs any.
+    pub fn programs_by_feature(&self) -> impl Iterator<Item = &[Program]> {
+        self.decisions
+            .iter()
+            .filter_map(|(_, decision)| match decision {
+                Decision::Load(programs, _) => Some(programs.as_slice()),
+                Decision::NotNeeded(_) | Decision::Off { .. } => None,
+            })
+    }
+
     /// Leaves all features but these off.
     pub fn keep(&mut self, only: &[Feature]) {
         for (_, decision) in self

@@ -126,6 +126,30 @@ fn fields_are_found_through_anonymous_and_named_members() {
 }
 
 #[test]
+fn attach_points_keep_their_numbers_without_the_rest() {
+    let bytes = sample();
+    let whole = Btf::parse(&bytes, |_| true).unwrap();
+    let excerpt = whole.attach_points();
+    let few = Btf::parse(&excerpt, |_| true).unwrap();
+    for name in ["btf_trace_thing", "bpf_iter_thing"] {
+        assert!(whole.named.contains_key(name.as_bytes()));
+        assert_eq!(
+            few.named.get(name.as_bytes()),
+            whole.named.get(name.as_bytes())
+        );
+    }
+    assert!(few.has_function("bpf_iter_thing"));
+    assert_eq!(few.named.len(), 2, "{:?}", few.named);
+    assert!(
+        Btf::parse(
+            &Btf::parse(&bytes, |_| false).unwrap().attach_points(),
+            |_| true
+        )
+        .is_ok()
+    );
+}
+
+#[test]
 fn a_bit_field_is_no_field_but_its_neighbour_is() {
     let bytes = sample();
     let btf = Btf::parse(&bytes, |_| true).unwrap();

@@ -25,6 +25,7 @@ fn types() -> KernelTypes {
             block_moves: Some(1),
             block_merges: Some(1),
         },
+        attach_points: Vec::new(),
     }
 }
 

@@ -494,16 +494,35 @@ fn what_is_gone_is_let_go() {
         }
         assert_eq!(engine.resolver().sizes()[2], 20);
     }
-    let gone = engine.resolver().sweep();
+    let gone = engine.resolver().sweep(1);
     assert_eq!(gone.len(), 20);
     engine.collector().store.forget(&gone);
     assert_eq!(engine.resolver().sizes()[2], 0);
     assert!(engine.collector().store.is_empty());
     for _ in 0..10 {
-        engine.resolver().sweep();
+        engine.resolver().sweep(1);
     }
     let now = engine.resolver().cgroups().reader.descriptors();
     assert!(now <= baseline + 2, "{now} of {baseline}");
+}
+
+#[test]
+fn what_is_told_to_be_gone_is_looked_for_at_once() {
+    let engine = engine();
+    let cgroup = TestCgroup::new("told");
+    let process = Sleeper::start(&cgroup);
+    let container = seen(&engine, process.pid()).container;
+    let resolver = engine.resolver();
+    assert!(resolver.wants_sweep(1), "nobody tells");
+    resolver.expect_removals();
+    assert!(!resolver.wants_sweep(1));
+    // Of some other hierarchy's or no container's cgroup nobody here knows anything.
+    resolver.note_removed(u64::MAX);
+    assert!(!resolver.wants_sweep(1));
+    resolver.note_removed(container.key.inode);
+    assert!(resolver.wants_sweep(1));
+    assert!(!resolver.wants_sweep(1), "once");
+    assert!(resolver.wants_sweep(60), "what was not told");
 }
 
 /// Nested directories in one hierarchy only, removed innermost first.

@@ -529,10 +529,12 @@ impl Reader {
         self.kept.budget.open.load(Ordering::Relaxed)
     }
 
-    /// To be called every few seconds: closes the files of cgroups that nobody has read for
-    /// `idle` calls, and forgets directories that nobody holds.
-    pub fn sweep(&self, idle: u64) {
-        let now = self.kept.budget.epoch.fetch_add(1, Ordering::Relaxed);
+    /// To be called now and then, `ticks` ticks of a clock after the last time: closes the
+    /// files of cgroups that nobody has read for `idle` ticks, and forgets directories that
+    /// nobody holds.
+    pub fn sweep(&self, ticks: u64, idle: u64) {
+        let epoch = &self.kept.budget.epoch;
+        let now = epoch.fetch_add(ticks, Ordering::Relaxed) + ticks - 1;
         let mut dropped = Vec::new();
         self.lock().retain(|_, dir| {
             if now.saturating_sub(dir.used.load(Ordering::Relaxed)) < idle {

@@ -34,6 +34,7 @@ impl LoadSampler {
             .name("lxcfs-sampler".to_owned())
             .spawn(move || {
                 let mut next = None;
+                let mut ticks = 0;
                 loop {
                     let wait = {
                         let Some(engine) = engine.upgrade() else {
@@ -51,7 +52,10 @@ impl LoadSampler {
                     let Some(engine) = engine.upgrade() else {
                         return;
                     };
-                    tick(&engine);
+                    ticks += 1;
+                    if tick(&engine, ticks) {
+                        ticks = 0;
+                    }
                 }
             })?;
         Ok(Self {
@@ -82,16 +86,22 @@ fn next_on_grid(last: Option<Nsec>, now: Nsec) -> Nsec {
     }
 }
 
-/// One round: sweep, then count.
-pub(super) fn tick(engine: &LiveEngine) {
+/// One round: let go of what is gone, then count. `ticks` is how many periods ago that was
+/// looked for last; whether it was now.
+pub(super) fn tick(engine: &LiveEngine, ticks: u64) -> bool {
     let collector = engine.collector();
-    let gone = engine.resolver().sweep();
-    collector.store.forget(&gone);
-    collector.store.drop_answers();
+    let swept = engine.resolver().wants_sweep(ticks);
+    if swept {
+        collector.store.forget(&engine.resolver().sweep(ticks));
+    }
+    let dropped = collector.store.drop_answers();
     collector.refresh_facts();
     sample(engine);
-    // What a burst of readers left in the heap goes back to the kernel.
-    crate::host::memory::trim();
+    if swept || dropped {
+        // What a burst of readers left in the heap goes back to the kernel.
+        crate::host::memory::trim();
+    }
+    swept
 }
 
 fn sample(engine: &LiveEngine) {

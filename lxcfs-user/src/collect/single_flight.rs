@@ -19,6 +19,8 @@ struct Cell {
 struct Answer {
     bytes: Option<(Arc<[u8]>, Instant)>,
     in_flight: bool,
+    /// Readers that wait for the one in flight.
+    waiting: u32,
 }
 
 /// The answers of one container, by file.
@@ -58,6 +60,21 @@ impl Recent {
     }
 }
 
+impl Recent {
+    /// Lets go of the answers that are at least this old; whether there were any.
+    pub(super) fn expire(&self, age: Duration) -> bool {
+        let mut kept = lock(&self.0);
+        let before = kept.answers.len();
+        while let Some(&(_, at, size)) = kept.answers.front()
+            && at.elapsed() >= age
+        {
+            kept.answers.pop_front();
+            kept.bytes -= size;
+        }
+        kept.answers.len() < before
+    }
+}
+
 /// How an answer was come by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Came {
@@ -83,8 +100,12 @@ impl Drop for Flight<'_> {
             answer.bytes = Some((bytes, at));
             (at, size)
         });
+        let waiting = answer.waiting > 0;
         drop(answer);
-        self.cell.ready.notify_all();
+        // A system call, also when nobody waits.
+        if waiting {
+            self.cell.ready.notify_all();
+        }
         if let Some((at, size)) = landed {
             self.recent.keep(self.cell, at, size);
         }
@@ -140,11 +161,13 @@ impl Cells {
                 drop(answer);
                 return render(out).map(|()| Came::Fresh);
             }
+            answer.waiting += 1;
             answer = cell
                 .ready
                 .wait_timeout(answer, left)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
+            answer.waiting -= 1;
         }
         answer.in_flight = true;
         drop(answer);
@@ -172,15 +195,15 @@ impl Cells {
         lock(&self.0).clear();
     }
 
-    /// Lets go of answers older than a few seconds.
-    pub fn drop_stale(&self) {
+    /// Lets go of the answers that are at least this old.
+    pub fn drop_stale(&self, age: Duration) {
         lock(&self.0).retain(|(_, cell)| {
             let answer = lock(&cell.state);
             answer.in_flight
                 || answer
                     .bytes
                     .as_ref()
-                    .is_some_and(|(_, at)| at.elapsed() < Duration::from_secs(10))
+                    .is_some_and(|(_, at)| at.elapsed() < age)
         });
     }
 }
@@ -307,5 +330,12 @@ mod tests {
         let kept = containers.iter().filter(|cells| cells.last(0).is_some());
         assert_eq!(kept.count(), 10);
         assert!(containers[99].last(0).is_some(), "the newest stays");
+        assert!(!recent.expire(LONG), "none is that old");
+        assert!(recent.expire(NONE));
+        assert!(!recent.expire(NONE), "none is left");
+        containers[99].drop_stale(LONG);
+        assert!(containers[99].last(0).is_some());
+        containers[99].drop_stale(NONE);
+        assert!(containers[99].last(0).is_none());
     }
 }

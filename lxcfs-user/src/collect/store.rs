@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::container::CgroupKey;
 use crate::history::cpu::CpuHistory;
@@ -18,6 +19,9 @@ use super::source::TaskCounts;
 
 /// Containers remembered at most; beyond, those that were read the longest ago go.
 const MAX_STATES: usize = 16_384;
+
+/// Nobody can be waiting for an answer this old.
+const STALE: Duration = Duration::from_secs(10);
 
 /// When a container started, and how that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,10 +261,16 @@ impl Store {
         }
     }
 
-    /// Lets go of rendered answers that nobody can be waiting for.
-    pub fn drop_answers(&self) {
-        let states: Vec<_> = lock(&self.states).values().cloned().collect();
-        states.iter().for_each(|state| state.cells.drop_stale());
+    /// Lets go of rendered answers that nobody can be waiting for; whether there were any.
+    pub fn drop_answers(&self) -> bool {
+        let stale = self.recent.expire(STALE);
+        if stale {
+            let states: Vec<_> = lock(&self.states).values().cloned().collect();
+            states
+                .iter()
+                .for_each(|state| state.cells.drop_stale(STALE));
+        }
+        stale
     }
 
     /// How many containers are remembered.

@@ -33,6 +33,12 @@ const RECHECK: Duration = Duration::from_secs(1);
 /// Combinations of cgroup and namespaces remembered.
 const MAX_CALLERS: usize = 8192;
 
+/// Ticks that a kept cgroup file may go unread before it is closed.
+const IDLE_TICKS: u64 = 6;
+/// Ticks between two sweeps where removed cgroups are told: asking a thousand containers
+/// whether they still exist is most of what an idle daemon does.
+const TICKS_APART: u64 = 6;
+
 /// Whose view a caller gets.
 #[derive(Clone, Debug)]
 pub enum View {
@@ -122,6 +128,10 @@ pub struct Resolver {
     containers: Mutex<HashMap<CgroupKey, Arc<Container>>>,
     pins: Mutex<HashMap<u64, std::sync::Weak<Pin>>>,
     fallbacks: Arc<Fallbacks>,
+    /// Somebody calls [`Resolver::note_removed`].
+    is_told: AtomicBool,
+    /// A container that is tracked was removed.
+    has_removed: AtomicBool,
 }
 
 impl std::fmt::Debug for Resolver {
@@ -169,6 +179,8 @@ impl Resolver {
             containers: Mutex::default(),
             pins: Mutex::default(),
             fallbacks,
+            is_told: AtomicBool::new(false),
+            has_removed: AtomicBool::new(false),
         })
     }
 
@@ -469,9 +481,33 @@ impl Resolver {
             .for_each(|dir| cgroups.reader.forget(dir));
     }
 
-    /// To be called every few seconds: lets go of exited threads, removed cgroups and
-    /// descriptors nobody uses, and notices changed mounts. Returns the containers gone.
-    pub fn sweep(&self) -> Vec<CgroupKey> {
+    /// From now on every removal of a cgroup is told by [`Resolver::note_removed`].
+    pub fn expect_removals(&self) {
+        self.is_told.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells that the cgroup with this id was removed, on whatever hierarchy.
+    pub fn note_removed(&self, inode: u64) {
+        let hierarchies = self.cgroups().layout.hierarchies.len();
+        let containers = lock(&self.containers);
+        let mut keys = (0..hierarchies).map(|hierarchy| CgroupKey { hierarchy, inode });
+        if keys.any(|key| containers.contains_key(&key)) {
+            self.has_removed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it is time to [`sweep`](Self::sweep), `ticks` ticks after the last time: at
+    /// every tick, or where removals are told after one, and now and then.
+    pub fn wants_sweep(&self, ticks: u64) -> bool {
+        self.has_removed.swap(false, Ordering::Relaxed)
+            || ticks >= TICKS_APART
+            || !self.is_told.load(Ordering::Relaxed)
+    }
+
+    /// Lets go of exited threads, removed cgroups and descriptors nobody uses, and notices
+    /// changed mounts. To be called when [`wants_sweep`](Self::wants_sweep) says so, with the
+    /// same number. Returns the containers gone.
+    pub fn sweep(&self, ticks: u64) -> Vec<CgroupKey> {
         self.threads.sweep();
         let mut gone = Vec::new();
         for container in self.containers() {
@@ -481,7 +517,7 @@ impl Resolver {
             }
         }
         self.forget_callers();
-        self.cgroups().reader.sweep(6);
+        self.cgroups().reader.sweep(ticks, IDLE_TICKS);
         self.notice_mounts();
         gone
     }

@@ -197,9 +197,22 @@ fn activate(
     listen(config, parts, requests, &attacher, started)?;
     parts.ebpf.wait();
     if let Some((tasks, collector)) = parts.tasks() {
-        let removed = |_event| {};
-        match Sampler::start(Arc::clone(collector), keeper.loads(), Box::new(removed)) {
-            Ok(sampler) => tasks.use_sampler(sampler),
+        let engine = Arc::downgrade(&parts.engine);
+        let on_event = move |event| {
+            if let bpf::CgroupEvent::Removed { cgroup } = event
+                && let Some(engine) = engine.upgrade()
+            {
+                engine.resolver().note_removed(cgroup.id);
+            }
+        };
+        match Sampler::start(Arc::clone(collector), keeper.loads(), Box::new(on_event)) {
+            Ok(sampler) => {
+                tasks.use_sampler(sampler);
+                let told = bpf::Feature::CgroupEvents;
+                if parts.features().iter().any(|it| it.name == told && it.on) {
+                    parts.engine.resolver().expect_removals();
+                }
+            }
             Err(error) => tracing::warn!(%error, "tasks are counted at each request only"),
         }
     }

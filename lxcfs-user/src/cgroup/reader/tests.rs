@@ -105,7 +105,7 @@ fn directories_that_nobody_reads_are_let_go() {
     text(&reader.dir(0, "/b").unwrap(), "memory.max");
     assert_eq!(reader.descriptors(), 4);
     for _ in 0..4 {
-        reader.sweep(3);
+        reader.sweep(1, 3);
     }
     // The held directory stays, its file does not.
     assert_eq!(reader.descriptors(), 1);

@@ -15,6 +15,7 @@ pub mod mount;
 pub mod package;
 pub mod podman;
 pub mod reader;
+pub mod report;
 pub mod scratch;
 pub mod serve;
 pub mod states;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use lxcfs_tests::report::Table;
 use lxcfs_tests::scratch::{Cgroup, Child, Work, wait_until};
 use lxcfs_user::bpf::{Collector, Options, Sampler};
 use peer::Peer;
@@ -60,12 +61,33 @@ fn main() -> ExitCode {
     }
 }
 
+/// One measurement; adds its rows.
+type Bench = fn(&Cli, &mut Table) -> Result<()>;
+
 fn run(cli: &Cli) -> Result<()> {
-    // First, while this process is still small.
-    start_and_memory()?;
-    ping_pong(cli)?;
-    per_cpu_time(cli)?;
-    task_sample(cli)
+    // The first one while this process is still small.
+    let all: [(&str, Bench); 4] = [
+        ("start and memory", start_and_memory),
+        ("ping-pong", ping_pong),
+        ("per-CPU time", per_cpu_time),
+        ("load sample", task_sample),
+    ];
+    let mut table = Table::new(&["what", "eBPF", "the ordinary way", "ratio"]);
+    let mut failed = Vec::new();
+    for (name, bench) in all {
+        eprintln!("{name}");
+        if let Err(error) = bench(cli, &mut table) {
+            eprintln!("{name} failed: {error:#}");
+            failed.push(name);
+        }
+    }
+    table.print("The eBPF collector; medians, times are CPU time unless it says wall");
+    ensure!(failed.is_empty(), "no figures of {}", failed.join(", "));
+    Ok(())
+}
+
+fn row(table: &mut Table, cells: [String; 4]) {
+    table.row(cells.into());
 }
 
 fn started() -> Result<Collector> {
@@ -116,7 +138,7 @@ struct Start {
     resident_kib: f64,
 }
 
-fn start_and_memory() -> Result<()> {
+fn start_and_memory(_: &Cli, table: &mut Table) -> Result<()> {
     // In forks, so that neither run sees what the other left in the heap.
     let measure = |enabled: bool| -> Result<Start> {
         let mut pipe = [0; 2];
@@ -157,17 +179,36 @@ fn start_and_memory() -> Result<()> {
     let with = (0..5).map(|_| measure(true)).collect::<Result<Vec<_>>>()?;
     let without = (0..5).map(|_| measure(false)).collect::<Result<Vec<_>>>()?;
     let of = |runs: &[Start], part: fn(&Start) -> f64| median(runs.iter().map(part).collect());
-    println!(
-        "ready after                 {:>10.1} ms wall, {:.1} ms of CPU time",
-        of(&with, |start| start.wall_ms),
-        of(&with, |start| start.cpu_ms)
+    let wall = |runs| of(runs, |start| start.wall_ms);
+    let cpu = |runs| of(runs, |start| start.cpu_ms);
+    let mib = |runs| of(runs, |start| start.resident_kib) / 1024.0;
+    let beside = |value: f64, unit: &str| format!("{value:.1} {unit} with `--no-ebpf`");
+    row(
+        table,
+        [
+            "ready to collect, wall time".into(),
+            format!("{:.1} ms", wall(&with)),
+            beside(wall(&without), "ms"),
+            String::new(),
+        ],
     );
-    let memory = |runs| of(runs, |start| start.resident_kib);
-    println!(
-        "resident memory             {:>10.1} MiB with, {:.1} MiB with --no-ebpf, {:+.1} MiB",
-        memory(&with) / 1024.0,
-        memory(&without) / 1024.0,
-        (memory(&with) - memory(&without)) / 1024.0
+    row(
+        table,
+        [
+            "the same, CPU time".into(),
+            format!("{:.1} ms", cpu(&with)),
+            beside(cpu(&without), "ms"),
+            String::new(),
+        ],
+    );
+    row(
+        table,
+        [
+            "resident memory".into(),
+            format!("{:.1} MiB", mib(&with)),
+            beside(mib(&without), "MiB"),
+            format!("{:+.1} MiB", mib(&with) - mib(&without)),
+        ],
     );
     Ok(())
 }
@@ -183,7 +224,7 @@ fn resident_kib() -> u64 {
 /// Three runs side by side in each round: without, with, without. Each round gives one ratio
 /// of with to the mean of its neighbours, and one of the two runs without to each other, which
 /// is what chance alone does. Indistinguishable is what lies within the spread of the latter.
-fn ping_pong(cli: &Cli) -> Result<()> {
+fn ping_pong(cli: &Cli, table: &mut Table) -> Result<()> {
     let settle = || std::thread::sleep(Duration::from_millis(500));
     let mut with_ratios = Vec::new();
     let mut chance = Vec::new();
@@ -219,16 +260,24 @@ fn ping_pong(cli: &Cli) -> Result<()> {
     };
     let (low, high) = quartiles(&chance);
     let (with_low, with_high) = quartiles(&with_ratios);
-    println!(
-        "pipe ping-pong              {:>10.0} ns without; with the collector {:.3} times that \
-         (half of {} rounds: {with_low:.3} to {with_high:.3})",
-        median(without),
-        median(with_ratios.clone()),
-        with_ratios.len(),
+    let half = |low: f64, high: f64| format!("half of the rounds {low:.3} to {high:.3}");
+    row(
+        table,
+        [
+            format!("pipe ping-pong, wall time, {} rounds", with_ratios.len()),
+            format!("{:.3} times", median(with_ratios.clone())),
+            format!("{:.0} ns without the collector", median(without)),
+            half(with_low, with_high),
+        ],
     );
-    println!(
-        "  without against without: {:.3} times (half of the rounds: {low:.3} to {high:.3})",
-        median(chance.clone()),
+    row(
+        table,
+        [
+            "the same, without against without".into(),
+            String::new(),
+            format!("{:.3} times", median(chance.clone())),
+            half(low, high),
+        ],
     );
     Ok(())
 }
@@ -277,7 +326,7 @@ fn pin_to_first_cpu() {
     }
 }
 
-fn per_cpu_time(cli: &Cli) -> Result<()> {
+fn per_cpu_time(cli: &Cli, table: &mut Table) -> Result<()> {
     const CALLS: u32 = 2_000;
     let collector = started()?;
     let cgroup = Cgroup::new("bench");
@@ -295,17 +344,20 @@ fn per_cpu_time(cli: &Cli) -> Result<()> {
         Ok(())
     })?;
     let cpus = collector.cgroup_cpu(directory.as_fd())?.len();
-    println!(
-        "per-CPU time, {cpus} CPUs        {:>10.2} us over the {file:.2} us of reading cpu.stat: \
-         {:.2} times",
-        both - file,
-        both / file
+    row(
+        table,
+        [
+            format!("per-CPU time of one container, {cpus} CPUs"),
+            format!("{:.2} us more", both - file),
+            format!("{file:.2} us for the `cpu.stat` read before it"),
+            format!("{:.2} times in all", both / file),
+        ],
     );
     drop(child);
     Ok(())
 }
 
-fn task_sample(cli: &Cli) -> Result<()> {
+fn task_sample(cli: &Cli, table: &mut Table) -> Result<()> {
     let collector = started()?;
     let top = Cgroup::new("bench");
     let cgroups: Vec<Cgroup> = (0..cli.cgroups)
@@ -336,26 +388,29 @@ fn task_sample(cli: &Cli) -> Result<()> {
         Ok(())
     })?;
     ensure!(seen == tasks, "the scan saw {seen} of {tasks} threads");
-    println!(
-        "load sample, {tasks} tasks in {} cgroups: {:.2} ms by eBPF, {:.2} ms by cgroup.procs and \
-         /proc status: {:.0} times less CPU",
-        cli.cgroups,
-        sample / 1e3,
-        scan / 1e3,
-        scan / sample
+    let ms = |us: f64| format!("{:.2} ms", us / 1e3);
+    let share = |us: f64| format!("{:.3} %", us / 5e6 * 100.0);
+    let less = |us: f64| format!("{:.0} times less", us / sample);
+    row(
+        table,
+        [
+            format!("one load sample, {tasks} tasks in {} cgroups", cli.cgroups),
+            ms(sample),
+            format!(
+                "{} by `cgroup.procs` and `/proc/PID/task/TID/status`",
+                ms(scan)
+            ),
+            less(scan),
+        ],
     );
-    println!(
-        "  of one CPU at a sample every 5 s: {:.3} % against {:.3} %",
-        sample / 5e6 * 100.0,
-        scan / 5e6 * 100.0
-    );
+    let mut share_row = |ordinary: String, ratio: String| {
+        let what = "the same as a share of one CPU, every 5 s".into();
+        row(table, [what, share(sample), ordinary, ratio]);
+    };
+    share_row(share(scan), less(scan));
     if let Some(peer) = cli.peer() {
         let theirs = peer::load_thread_us(&peer, &cgroups, &children, Duration::from_secs(30))?;
-        println!(
-            "  of one CPU, C lxcfs -l for the same tasks:    {:.3} %: {:.0} times less CPU by eBPF",
-            theirs / 5e6 * 100.0,
-            theirs / sample
-        );
+        share_row(format!("{} by C `lxcfs -l`", share(theirs)), less(theirs));
     }
     drop(children);
     Ok(())

@@ -7,7 +7,6 @@ mod container;
 mod daemons;
 mod null;
 mod probe;
-mod report;
 mod runs;
 
 use std::path::PathBuf;
@@ -15,6 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use lxcfs_tests::report;
 
 /// Measures lxcfs beside the kernel's own procfs, a null FUSE file and C lxcfs.
 #[derive(Parser)]

@@ -65,8 +65,10 @@ fn counted(path: &Path, count: u64) -> Result<u64> {
     let mut buffer = vec![0; 128 << 10];
     let start = Instant::now();
     for _ in 0..count {
-        let got = File::open(path)?.read(&mut buffer)?;
-        anyhow::ensure!(got > 0, "{} is empty", path.display());
+        let mut file = File::open(path).with_context(|| path.display().to_string())?;
+        // A diskstats may be empty.
+        file.read(&mut buffer)
+            .with_context(|| path.display().to_string())?;
     }
     Ok(start.elapsed().as_nanos() as u64 / count.max(1))
 }

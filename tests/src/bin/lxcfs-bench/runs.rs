@@ -26,41 +26,50 @@ const FILES: &[&str] = &[
     "proc/swaps",
 ];
 
-const ALL: &[&str] = &["reads", "throughput", "scale", "start", "syscalls"];
+/// One benchmark.
+type Bench = fn(&RunArgs, &Path) -> Result<()>;
 
-/// Runs what was asked for.
+/// What each is called and measures.
+const ALL: &[(&str, &str, Bench)] = &[
+    ("reads", "one read of each file, on one CPU", reads),
+    ("throughput", "16 readers at once", throughput),
+    ("scale", "1, 100, … containers", scale),
+    ("start", "start to first answer", start),
+    ("syscalls", "system calls per read", syscalls),
+];
+
+/// Runs what was asked for. One that fails does not keep the others from running.
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
     for name in &args.names {
-        if !ALL.contains(&name.as_str()) {
+        if !ALL.iter().any(|(known, ..)| known == name) {
+            let known: Vec<_> = ALL.iter().map(|(name, ..)| *name).collect();
             bail!(
                 "no benchmark is named {name}; there are: {}",
-                ALL.join(", ")
+                known.join(", ")
             );
         }
     }
     let base = std::env::temp_dir().join(format!("lxcfs-bench.{}", std::process::id()));
     fs::create_dir_all(&base)?;
-    let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|n| n == name);
-    let outcome = (|| {
-        if wanted("reads") {
-            reads(args, &base)?;
+    let mut failed = Vec::new();
+    for (name, what, bench) in ALL {
+        if !args.names.is_empty() && !args.names.iter().any(|wanted| wanted == name) {
+            continue;
         }
-        if wanted("throughput") {
-            throughput(args, &base)?;
+        eprintln!("{name}: {what}");
+        if let Err(error) = bench(args, &base) {
+            eprintln!("{name} failed: {error:#}");
+            failed.push(*name);
         }
-        if wanted("scale") {
-            scale(args, &base)?;
-        }
-        if wanted("start") {
-            start(args, &base)?;
-        }
-        if wanted("syscalls") {
-            syscalls(args, &base)?;
-        }
-        Ok(())
-    })();
+    }
     fs::remove_dir_all(&base).with_context(|| format!("removing {}", base.display()))?;
-    outcome
+    if !failed.is_empty() {
+        bail!(
+            "no figures of {}: what went wrong is told above, where each began",
+            failed.join(", ")
+        );
+    }
+    Ok(())
 }
 
 /// Medians, in the order of `paths`.
@@ -103,6 +112,11 @@ fn peer(args: &RunArgs, base: &Path) -> Result<Option<Server>> {
     }
 }
 
+/// Loops of the null server: as many as ours has.
+fn loops() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4))
+}
+
 /// Keeps this process and all that it starts on one CPU until dropped. A reader wakes a
 /// server on its own CPU several times faster than one on another, and the scheduler mixes
 /// both; on one CPU the ratios are of the work and not of the placement.
@@ -131,12 +145,13 @@ impl Drop for OneCpu {
 /// One read of each file: the kernel's own, the null file, ours warm and cold, the peer's.
 fn reads(args: &RunArgs, base: &Path) -> Result<()> {
     let _one_cpu = OneCpu::new()?;
-    let null = Server::null(base, 1, 1500)?;
+    let null = Server::null(base, loops(), 1500)?;
     let warm = Server::ours(&args.lxcfs, base, "warm", &["--cache-ttl-ms", "1000"])?;
     let cold = Server::ours(&args.lxcfs, base, "cold", &["--cache-ttl-ms", "0"])?;
     let peer = peer(args, base)?;
     let cgroup = Cgroup::new("lxcfs-bench")?;
     cgroup.unthrottle();
+    use_disk(&cgroup, base);
     for mode in ["orc", "pread"] {
         let mut table = Table::new(&[
             "file",
@@ -203,9 +218,30 @@ fn reads(args: &RunArgs, base: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Has a container write to the disk, so that its `diskstats` is not empty.
+fn use_disk(cgroup: &Cgroup, base: &Path) {
+    let file = base.join("written");
+    let args: Vec<String> = [
+        "if=/dev/zero".into(),
+        format!("of={}", file.display()),
+        "bs=64k".into(),
+        "count=16".into(),
+        "oflag=direct".into(),
+        "conv=fsync".into(),
+        "status=none".into(),
+    ]
+    .into();
+    if let Err(error) = cgroup.lines(Path::new("dd"), &args) {
+        eprintln!(
+            "the container has no disk I/O, so its diskstats is empty: {error:#} (set TMPDIR to \
+             a directory on a disk)"
+        );
+    }
+}
+
 /// Sixteen readers of `meminfo` at once.
 fn throughput(args: &RunArgs, base: &Path) -> Result<()> {
-    let null = Server::null(base, 2, 1500)?;
+    let null = Server::null(base, loops(), 1500)?;
     let ours = Server::ours(&args.lxcfs, base, "many", &[])?;
     let peer = peer(args, base)?;
     let cgroup = Cgroup::new("lxcfs-bench")?;
@@ -219,10 +255,7 @@ fn throughput(args: &RunArgs, base: &Path) -> Result<()> {
     paths.extend(peer.as_ref().map(|peer| peer.mountpoint.join(file)));
     let nsec = probe(&cgroup, "threads:16", 5, Duration::from_millis(500), &paths)?;
     let mut table = Table::new(&["server", "preads/s", "of the null file's"]);
-    for (name, nsec_per_read) in ["kernel", "null, 2 loops", "ours", "C lxcfs"]
-        .iter()
-        .zip(&nsec)
-    {
+    for (name, nsec_per_read) in ["kernel", "null", "ours", "C lxcfs"].iter().zip(&nsec) {
         let rate = 1_000_000_000 / nsec_per_read.max(&1);
         table.row(vec![
             (*name).into(),
@@ -234,10 +267,13 @@ fn throughput(args: &RunArgs, base: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What an idle daemon does comes every 5 and every 30 s; this has each of it once or more.
+const IDLE_FOR: Duration = Duration::from_secs(30);
+
 /// Read latency and resident memory with 1, 100, … containers that have all read once.
 fn scale(args: &RunArgs, base: &Path) -> Result<()> {
     let ours = Server::ours(&args.lxcfs, base, "scale", &[])?;
-    let null = Server::null(base, 1, 1500)?;
+    let null = Server::null(base, loops(), 1500)?;
     let measured = Cgroup::new("lxcfs-bench")?;
     measured.unthrottle();
     let mut others: Vec<(Cgroup, std::process::Child)> = Vec::new();
@@ -248,7 +284,7 @@ fn scale(args: &RunArgs, base: &Path) -> Result<()> {
         "meminfo o+r+c",
         "pread/null",
         "memory (PSS)",
-        "idle CPU",
+        "idle CPU, 30 s",
     ]);
     let mut counts = vec![1, 100, args.containers];
     counts.dedup();
@@ -267,7 +303,7 @@ fn scale(args: &RunArgs, base: &Path) -> Result<()> {
                 others.push((cgroup, child));
             }
             std::thread::sleep(Duration::from_secs(12));
-            let idle = idle_cpu(&ours, Duration::from_secs(10))?;
+            let idle = idle_cpu(&ours, IDLE_FOR)?;
             let paths = [
                 null.mountpoint.join("file"),
                 ours.mountpoint.join("proc/meminfo"),
@@ -337,17 +373,14 @@ fn idle_cpu(server: &Server, wait: Duration) -> Result<f64> {
 
 /// From exec to the first answer.
 fn start(args: &RunArgs, base: &Path) -> Result<()> {
-    let mut table = Table::new(&["server", "median of 7 starts"]);
+    let mut table = Table::new(&["server", "median of 7 starts", "least", "most"]);
     let mut measure = |name: &str, extra: &[&str]| -> Result<()> {
         let mut nsec = Vec::new();
         for _ in 0..7 {
             let server = Server::ours(&args.lxcfs, base, "start", extra)?;
             nsec.push(server.ready_after.as_nanos() as u64);
         }
-        table.row(vec![
-            name.into(),
-            format!("{:.1} ms", median(&mut nsec) as f64 / 1e6),
-        ]);
+        table.row(start_row(name, nsec));
         Ok(())
     };
     measure("ours", &[])?;
@@ -357,60 +390,84 @@ fn start(args: &RunArgs, base: &Path) -> Result<()> {
         for _ in 0..7 {
             nsec.push(Server::peer(program, lib, base)?.ready_after.as_nanos() as u64);
         }
-        table.row(vec![
-            "C lxcfs".into(),
-            format!("{:.1} ms", median(&mut nsec) as f64 / 1e6),
-        ]);
+        table.row(start_row("C lxcfs", nsec));
     }
     table.print("Start to first answer (meminfo)");
     Ok(())
 }
 
-/// System calls of the server per warm open + read + close, counted by strace.
+fn start_row(name: &str, mut nsec: Vec<u64>) -> Vec<String> {
+    let ms = |nsec: u64| format!("{:.1} ms", nsec as f64 / 1e6);
+    let middle = median(&mut nsec);
+    let (least, most) = (nsec.first().copied(), nsec.last().copied());
+    let of = |value: Option<u64>| ms(value.unwrap_or(0));
+    vec![name.into(), ms(middle), of(least), of(most)]
+}
+
+/// System calls of the server per open + read + close of each file, counted by strace.
 fn syscalls(args: &RunArgs, base: &Path) -> Result<()> {
-    let mut table = Table::new(&["server", "file", "system calls per read"]);
-    let mut servers = vec![(
-        "ours",
-        Server::ours(&args.lxcfs, base, "trace", &["--cache-ttl-ms", "1000"])?,
-    )];
+    let mut servers = Vec::new();
+    for (name, ttl) in [("ours warm", "1000"), ("ours cold", "0")] {
+        let extra = ["--cache-ttl-ms", ttl];
+        servers.push((
+            name,
+            Server::ours(&args.lxcfs, base, &format!("trace{ttl}"), &extra)?,
+        ));
+    }
     servers.extend(peer(args, base)?.map(|peer| ("C lxcfs", peer)));
     let cgroup = Cgroup::new("lxcfs-bench")?;
     cgroup.unthrottle();
-    for (name, server) in &servers {
-        for file in ["proc/meminfo", "proc/stat"] {
-            let log = base.join("strace");
-            let mut strace = Command::new("strace");
-            strace.args(["-f", "-qq", "-c", "-o"]).arg(&log);
-            for pid in server.pids() {
-                strace.args(["-p", &pid.to_string()]);
-            }
-            let mut tracer = strace.spawn().context("starting strace")?;
-            std::thread::sleep(Duration::from_secs(1));
-            let path = server.mountpoint.join(file);
-            // One round warms, the second counts too: all of both are in strace's sum.
-            let reads = 2000;
-            probe(
-                &cgroup,
-                &format!("count:{reads}"),
-                1,
-                Duration::ZERO,
-                &[path],
-            )?;
-            let tracer_pid = i32::try_from(tracer.id())?;
-            // SAFETY: signalling our own unreaped child.
-            unsafe { libc::kill(tracer_pid, libc::SIGINT) };
-            tracer.wait()?;
-            let text = fs::read_to_string(&log)?;
-            let total = text
-                .lines()
-                .find(|line| line.trim_end().ends_with("total"))
-                .and_then(|line| line.split_whitespace().nth(3))
-                .and_then(|calls| calls.parse::<f64>().ok())
-                .context("no total in strace's summary")?;
-            let each = format!("{:.1}", total / f64::from(2 * reads));
-            table.row(vec![(*name).into(), file.into(), each]);
+    use_disk(&cgroup, base);
+    let heads: Vec<_> = ["file"]
+        .into_iter()
+        .chain(servers.iter().map(|(name, _)| *name))
+        .collect();
+    let mut table = Table::new(&heads);
+    for file in FILES {
+        let mut row = vec![(*file).to_owned()];
+        for (_, server) in &servers {
+            let each = traced(server, file, &cgroup, base)?;
+            row.push(format!("{each:.1}"));
         }
+        table.row(row);
     }
     table.print("System calls of the server per open + read + close, by strace -c");
     Ok(())
+}
+
+/// System calls per read of `file` from inside `cgroup`.
+fn traced(server: &Server, file: &str, cgroup: &Cgroup, base: &Path) -> Result<f64> {
+    let log = base.join("strace");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-c", "-o"]).arg(&log);
+    for pid in server.pids() {
+        strace.args(["-p", &pid.to_string()]);
+    }
+    let mut tracer = strace
+        .spawn()
+        .context("strace cannot be started; apt-get install strace")?;
+    std::thread::sleep(Duration::from_secs(1));
+    let path = server.mountpoint.join(file);
+    // One round warms, the second counts too: all of both are in strace's sum.
+    let reads = 500;
+    let counted = probe(
+        cgroup,
+        &format!("count:{reads}"),
+        1,
+        Duration::ZERO,
+        &[path],
+    );
+    let tracer_pid = i32::try_from(tracer.id())?;
+    // SAFETY: signalling our own unreaped child.
+    unsafe { libc::kill(tracer_pid, libc::SIGINT) };
+    tracer.wait()?;
+    counted?;
+    let text = fs::read_to_string(&log)?;
+    let total = text
+        .lines()
+        .find(|line| line.trim_end().ends_with("total"))
+        .and_then(|line| line.split_whitespace().nth(3))
+        .and_then(|calls| calls.parse::<f64>().ok())
+        .context("no total in strace's summary")?;
+    Ok(total / f64::from(2 * reads))
 }

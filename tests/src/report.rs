@@ -1,33 +1,33 @@
-//! Medians and tables.
+//! Medians and tables of the benchmarks.
 
 use std::fmt::Write as _;
 
 /// The middle value; 0 for no values.
-pub(crate) fn median(values: &mut [u64]) -> u64 {
+pub fn median(values: &mut [u64]) -> u64 {
     values.sort_unstable();
     values.get(values.len() / 2).copied().unwrap_or(0)
 }
 
 /// A Markdown table.
-pub(crate) struct Table {
+pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table with the given column heads.
-    pub(crate) fn new(heads: &[&str]) -> Self {
+    pub fn new(heads: &[&str]) -> Self {
         Self {
             rows: vec![heads.iter().map(|head| (*head).to_owned()).collect()],
         }
     }
 
     /// Adds a row.
-    pub(crate) fn row(&mut self, cells: Vec<String>) {
+    pub fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }
 
     /// Prints it to standard output.
-    pub(crate) fn print(&self, title: &str) {
+    pub fn print(&self, title: &str) {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             self.rows
@@ -58,12 +58,12 @@ impl Table {
 }
 
 /// Nanoseconds as microseconds with one decimal.
-pub(crate) fn usec(nsec: u64) -> String {
+pub fn usec(nsec: u64) -> String {
     format!("{:.1} us", nsec as f64 / 1000.0)
 }
 
 /// `a / b` with two decimals.
-pub(crate) fn ratio(a: u64, b: u64) -> String {
+pub fn ratio(a: u64, b: u64) -> String {
     if b == 0 {
         "-".into()
     } else {

@@ -46,6 +46,9 @@ _lxcfs() {
             lxcfs,probe)
                 cmd="lxcfs__subcmd__probe"
                 ;;
+            lxcfs,serve)
+                cmd="lxcfs__subcmd__serve"
+                ;;
             lxcfs,show)
                 cmd="lxcfs__subcmd__show"
                 ;;
@@ -68,7 +71,7 @@ _lxcfs() {
 
     case "${cmd}" in
         lxcfs)
-            opts="-v -p -u -d -f -l -s -o -h --version --config --runtime-dir --pidfile --nonempty --no-heal --cache-ttl-ms --threads --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --disable --memory-high --no-ebpf --log-level --log-format --metrics --debug --foreground --enable-loadavg --enable-cfs --enable-pidfd --enable-cgroup --enable-psi-poll --help show attach detach heal doctor status log-level probe agent nri hook upgrade worker webhook manifests"
+            opts="-v -p -u -d -f -l -s -o -h --version --config --runtime-dir --pidfile --nonempty --no-heal --cache-ttl-ms --threads --workers --workers-uid --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --disable --memory-high --no-ebpf --log-level --log-format --metrics --debug --foreground --enable-loadavg --enable-cfs --enable-pidfd --enable-cgroup --enable-psi-poll --help show attach detach heal doctor status log-level probe agent nri hook upgrade serve worker webhook manifests"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -103,6 +106,14 @@ _lxcfs() {
                     return 0
                     ;;
                 --threads)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --workers)
+                    COMPREPLY=($(compgen -W "own outside" -- "${cur}"))
+                    return 0
+                    ;;
+                --workers-uid)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -533,6 +544,132 @@ _lxcfs() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        lxcfs__subcmd__serve)
+            opts="-v -p -u -d -f -l -s -o -h --holder --version --config --runtime-dir --pidfile --nonempty --no-heal --cache-ttl-ms --threads --workers --workers-uid --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --disable --memory-high --no-ebpf --log-level --log-format --metrics --debug --foreground --enable-loadavg --enable-cfs --enable-pidfd --enable-cgroup --enable-psi-poll --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --holder)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --runtime-dir)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --pidfile)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -p)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --nonempty)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --no-heal)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --cache-ttl-ms)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --threads)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --workers)
+                    COMPREPLY=($(compgen -W "own outside" -- "${cur}"))
+                    return 0
+                    ;;
+                --workers-uid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --disable-swap)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                -u)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --disable-zswap)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --no-loadavg)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --no-uptime)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --no-cpu-view)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --no-psi-poll)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --cpus)
+                    COMPREPLY=($(compgen -W "quota cpuset host" -- "${cur}"))
+                    return 0
+                    ;;
+                --cpu-numbering)
+                    COMPREPLY=($(compgen -W "sequential physical" -- "${cur}"))
+                    return 0
+                    ;;
+                --boundary)
+                    COMPREPLY=($(compgen -W "auto cgroupns runtime pidns caller" -- "${cur}"))
+                    return 0
+                    ;;
+                --disable)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --memory-high)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --no-ebpf)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --log-level)
+                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "human json" -- "${cur}"))
+                    return 0
+                    ;;
+                --metrics)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         lxcfs__subcmd__show)
             opts="-u -h --pid --cgroup --explain --json --config --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --disable --memory-high --no-ebpf --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -662,13 +799,25 @@ _lxcfs() {
             return 0
             ;;
         lxcfs__subcmd__worker)
-            opts="-v -p -u -d -f -l -s -o -h --base-dir --version --config --runtime-dir --pidfile --nonempty --no-heal --cache-ttl-ms --threads --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --disable --memory-high --no-ebpf --log-level --log-format --metrics --debug --foreground --enable-loadavg --enable-cfs --enable-pidfd --enable-cgroup --enable-psi-poll --help"
+            opts="-v -p -u -d -f -l -s -o -h --base-dir --join --server --crashed --version --config --runtime-dir --pidfile --nonempty --no-heal --cache-ttl-ms --threads --workers --workers-uid --disable-swap --disable-zswap --no-loadavg --no-uptime --no-cpu-view --no-psi-poll --cpus --cpu-numbering --boundary --disable --memory-high --no-ebpf --log-level --log-format --metrics --debug --foreground --enable-loadavg --enable-cfs --enable-pidfd --enable-cgroup --enable-psi-poll --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --base-dir)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --join)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --server)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --crashed)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -701,6 +850,14 @@ _lxcfs() {
                     return 0
                     ;;
                 --threads)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --workers)
+                    COMPREPLY=($(compgen -W "own outside" -- "${cur}"))
+                    return 0
+                    ;;
+                --workers-uid)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

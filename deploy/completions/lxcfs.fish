@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_lxcfs_global_optspecs
-    string join \n v/version config= runtime-dir= p/pidfile= nonempty= no-heal= cache-ttl-ms= threads= u/disable-swap= disable-zswap= no-loadavg= no-uptime= no-cpu-view= no-psi-poll= cpus= cpu-numbering= boundary= disable= memory-high= no-ebpf= log-level= log-format= metrics= d/debug f/foreground l/enable-loadavg enable-cfs enable-pidfd enable-cgroup enable-psi-poll s o= h/help
+    string join \n v/version config= runtime-dir= p/pidfile= nonempty= no-heal= cache-ttl-ms= threads= workers= workers-uid= u/disable-swap= disable-zswap= no-loadavg= no-uptime= no-cpu-view= no-psi-poll= cpus= cpu-numbering= boundary= disable= memory-high= no-ebpf= log-level= log-format= metrics= d/debug f/foreground l/enable-loadavg enable-cfs enable-pidfd enable-cgroup enable-psi-poll s o= h/help
 end
 
 function __fish_lxcfs_needs_command
@@ -33,6 +33,9 @@ complete -c lxcfs -n "__fish_lxcfs_needs_command" -l no-heal -d 'Leave dead moun
 false\t''"
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -l cache-ttl-ms -d 'Answer from one snapshot of a container for this long, 0 to 1000 [default: 5]' -r
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -l threads -d 'Serving threads [default: one per core, at most 4]' -r
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l workers -d 'Who starts the workers that serve [default: own]' -r -f -a "own\t'the daemon itself'
+outside\t'`lxcfs serve`, with fewer rights; the daemon only holds the mount'"
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -l workers-uid -d 'The user, besides root, whose `lxcfs serve` may serve with --workers outside' -r
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -s u -l disable-swap -d 'Show no swap: totals 0, /proc/swaps empty' -r -f -a "true\t''
 false\t''"
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -l disable-zswap -d 'Show 0 in meminfo\'s Zswap lines' -r -f -a "true\t''
@@ -91,6 +94,7 @@ complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "agent" -d 'Gives every con
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "nri" -d 'The same by the runtime\'s NRI alone'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "hook" -d 'Answers a container runtime\'s OCI hook: reads the container\'s state on standard input'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "upgrade" -d 'Switches the running daemon to another binary, unseen by readers'
+complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "serve" -d 'Serves a mount that `lxcfs --workers outside` holds, with few rights'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "worker" -d 'Serves as a worker; started by the holder'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "webhook" -d 'Runs the Kubernetes admission webhook (the program lxcfs-webhook)'
 complete -c lxcfs -n "__fish_lxcfs_needs_command" -a "manifests" -d 'Prints Kubernetes manifests (the program lxcfs-webhook)'
@@ -227,7 +231,69 @@ complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -l all -d 'Every conta
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand hook" -s h -l help -d 'Print help'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand upgrade" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand upgrade" -s h -l help -d 'Print help'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l holder -d 'The holder\'s socket [default: RUNTIME_DIR/lxcfs/workers.sock]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l config -d 'Read this configuration file [default: /etc/lxcfs/lxcfs.toml if it exists]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -s p -l pidfile -d 'Write and lock this pidfile [default: RUNTIME_DIR/lxcfs.pid]' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l nonempty -d 'Mount even on a directory that holds files' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l no-heal -d 'Leave dead mounts in containers alone at start' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l cache-ttl-ms -d 'Answer from one snapshot of a container for this long, 0 to 1000 [default: 5]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l threads -d 'Serving threads [default: one per core, at most 4]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l workers -d 'Who starts the workers that serve [default: own]' -r -f -a "own\t'the daemon itself'
+outside\t'`lxcfs serve`, with fewer rights; the daemon only holds the mount'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l workers-uid -d 'The user, besides root, whose `lxcfs serve` may serve with --workers outside' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -s u -l disable-swap -d 'Show no swap: totals 0, /proc/swaps empty' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l disable-zswap -d 'Show 0 in meminfo\'s Zswap lines' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l no-loadavg -d 'Show the host\'s load average instead of the container\'s' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l no-uptime -d 'Show the host\'s uptime instead of the container\'s' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l no-cpu-view -d 'Take the number of CPUs from the cpuset alone, whatever the quota (--cpus cpuset)' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l no-psi-poll -d 'Refuse pressure stall triggers (write and poll on /proc/pressure/*)' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l cpus -d 'What decides how many CPUs a container sees [default: quota]' -r -f -a "quota\t'the effective cpuset, narrowed to the quota rounded up'
+cpuset\t'the effective cpuset alone'
+host\t'all CPUs of the host'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l cpu-numbering -d 'How the visible CPUs are numbered [default: sequential]' -r -f -a "sequential\t'0 to N-1'
+physical\t'the host\'s numbers (not with --cpus quota)'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l boundary -d 'Which cgroup of a process is its container [default: auto]' -r -f -a "auto\t'cgroup namespace, then the runtime\'s naming, then PID namespace, then host'
+cgroupns\t'only the cgroup namespace decides'
+runtime\t'only the runtime\'s naming decides'
+pidns\t'only the PID namespace decides'
+caller\t'the caller\'s own cgroup, whatever it is'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l disable -d 'Do not serve these files, e.g. slabinfo,pressure,cpu: containers see the host\'s' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l memory-high -d 'Let memory.high count as a limit' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l no-ebpf -d 'Collect from cgroup files alone' -r -f -a "true\t''
+false\t''"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l log-level -d 'How much to log [default: info]; `lxcfs log-level` changes it while running' -r -f -a "error\t'what makes an answer wrong or impossible'
+warn\t'what needs somebody\'s attention'
+info\t'start, stop, features and their state'
+debug\t'every decision'
+trace\t'every request'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l log-format -d 'What a log line looks like [default: human]' -r -f -a "human\t'for people and the journal'
+json\t'one JSON object per line'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l metrics -d 'Serve /livez, /readyz and /metrics on ADDRESS:PORT, PORT (loopback) or unix:/PATH' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -s o -d 'Mount options: those of libfuse are accepted, the mount\'s own are fixed' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -s v -l version -d 'Print the version'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -s d -l debug -d 'Log at level debug (--log-level debug)'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -s f -l foreground -d 'Stay in the foreground: always so'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -s l -l enable-loadavg -d 'Serve the container\'s load average: on unless --no-loadavg'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l enable-cfs -d 'Count the CPU quota: on unless --no-cpu-view'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l enable-pidfd -d 'Use pidfds: always so'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l enable-cgroup -d 'Serve /cgroup: not any more, cgroup namespaces have replaced it'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -l enable-psi-poll -d 'Serve pressure stall triggers: on unless --no-psi-poll'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -s s -d 'Serve with one thread: ignored, as by C lxcfs (--threads 1)'
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l base-dir -d 'What relative paths are relative to' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l join -d 'The holder\'s socket, for a worker from outside' -r -F
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l server -d 'Whose worker it is then' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l crashed -d 'The worker before it that crashed' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l config -d 'Read this configuration file [default: /etc/lxcfs/lxcfs.toml if it exists]' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -s p -l pidfile -d 'Write and lock this pidfile [default: RUNTIME_DIR/lxcfs.pid]' -r -F
@@ -237,6 +303,9 @@ complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l no-heal -d 'Leave
 false\t''"
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l cache-ttl-ms -d 'Answer from one snapshot of a container for this long, 0 to 1000 [default: 5]' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l threads -d 'Serving threads [default: one per core, at most 4]' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l workers -d 'Who starts the workers that serve [default: own]' -r -f -a "own\t'the daemon itself'
+outside\t'`lxcfs serve`, with fewer rights; the daemon only holds the mount'"
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l workers-uid -d 'The user, besides root, whose `lxcfs serve` may serve with --workers outside' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -s u -l disable-swap -d 'Show no swap: totals 0, /proc/swaps empty' -r -f -a "true\t''
 false\t''"
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l disable-zswap -d 'Show 0 in meminfo\'s Zswap lines' -r -f -a "true\t''

@@ -28,6 +28,10 @@ pub const START_TAINT: &str = "lxcfs/not-ready";
 pub const AGENT_CAPABILITIES: [&str; 4] =
     ["DAC_READ_SEARCH", "SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"];
 
+/// All that a server needs to tell readers apart and to collect with eBPF, named as manifests
+/// do; each is explained in docs/capabilities.md.
+pub const SERVER_CAPABILITIES: [&str; 4] = ["BPF", "DAC_READ_SEARCH", "PERFMON", "SYS_PTRACE"];
+
 /// Label by which Pod Security admission learns what a namespace enforces.
 pub const POD_SECURITY_LABEL: &str = "pod-security.kubernetes.io/enforce";
 

@@ -112,6 +112,29 @@ pub fn ask(path: &Path, request: &Request, wait: Duration) -> io::Result<Result<
     })
 }
 
+/// A listening socket at `path`, for root alone; one that nobody serves is replaced.
+pub(crate) fn listener_at(path: &Path) -> io::Result<OwnedFd> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let new = |flags| socket(AddressFamily::Unix, SockType::SeqPacket, flags, None);
+    let listener = new(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+    let address = UnixAddr::new(path)?;
+    if connect(new(SockFlag::SOCK_CLOEXEC)?.as_raw_fd(), &address).is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            format!("{} is served by another lxcfs", path.display()),
+        ));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => bind(listener.as_raw_fd(), &address)?,
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    listen(&listener, Backlog::new(16)?)?;
+    crate::fd::high(listener)
+}
+
 /// The holder's end.
 pub(crate) struct Control {
     path: PathBuf,
@@ -122,37 +145,9 @@ pub(crate) struct Control {
 impl Control {
     /// Listens at `path`; a socket that nobody serves is replaced.
     pub(crate) fn listen(path: &Path) -> io::Result<Self> {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        let listener = socket(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            None,
-        )?;
-        let address = UnixAddr::new(path)?;
-        let other = socket(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
-        if connect(other.as_raw_fd(), &address).is_ok() {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                format!("{} is served by another lxcfs", path.display()),
-            ));
-        }
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => bind(listener.as_raw_fd(), &address)?,
-        }
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        listen(&listener, Backlog::new(16)?)?;
         Ok(Self {
             path: path.into(),
-            listener: crate::fd::high(listener)?,
+            listener: listener_at(path)?,
             clients: Vec::new(),
         })
     }

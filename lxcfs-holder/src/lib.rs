@@ -9,12 +9,15 @@
 //! lxcfs MNT ── exec ──> holder ── fork, exec ──> worker (serves), worker (standby)
 //! ```
 //!
+//! Workers may also come from [`outside`], over a socket, and run with fewer rights.
+//!
 //! [`exec`] turns the calling process into the holder, [`entry`] is what `main` calls first
 //! to see whether it is one. [`control::ask`] talks to a running holder.
 
 pub mod channel;
 pub mod control;
 mod fd;
+mod gate;
 mod image;
 mod init;
 pub mod layout;
@@ -22,6 +25,7 @@ mod log;
 mod mount;
 mod notify;
 mod options;
+pub mod outside;
 mod spawn;
 mod supervise;
 mod takeover;
@@ -33,7 +37,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-pub use fd::inherited;
+pub use fd::{detached_proc, inherited};
 pub use mount::{FS_NAME, FS_TYPE, MountError, Mounted};
 pub use options::{Adopt, ENTRY, HolderOptions};
 
@@ -43,6 +47,8 @@ pub const FUSE_FD: RawFd = 3;
 pub const STATE_FD: RawFd = 4;
 /// Where a worker finds its channel to the holder.
 pub const CHANNEL_FD: RawFd = 5;
+/// Where a worker from outside finds a procfs that is mounted nowhere.
+pub const PROC_FD: RawFd = 6;
 /// Set in a worker's environment when a service manager starts a new holder if this one dies.
 pub const MANAGED_ENV: &str = "LXCFS_MANAGED";
 /// Process name of the holder.

@@ -28,6 +28,10 @@ pub struct HolderOptions {
     pub loops: u32,
     /// Socket for status, upgrade and stop; `None` for no socket.
     pub control: Option<PathBuf>,
+    /// Socket that workers come to from outside; `None` to start them ourselves.
+    pub outside: Option<PathBuf>,
+    /// The user that workers from outside may have, besides root.
+    pub outside_uid: u32,
     /// Removed when we end, not when another program of ours takes over. Its lock is ours by
     /// an open descriptor that we inherited.
     pub pidfile: Option<PathBuf>,
@@ -75,6 +79,8 @@ impl HolderOptions {
             nonempty: false,
             loops: 0,
             control: None,
+            outside: None,
+            outside_uid: 0,
             pidfile: None,
             own_dir: None,
             orphan_bound: Duration::from_secs(3),
@@ -108,6 +114,10 @@ impl HolderOptions {
         put("standby", OsStr::new(if self.standby { "1" } else { "0" }));
         if let Some(control) = &self.control {
             put("control", control.as_os_str());
+        }
+        if let Some(outside) = &self.outside {
+            put("outside", outside.as_os_str());
+            put("outside-uid", OsStr::new(&self.outside_uid.to_string()));
         }
         if let Some(pidfile) = &self.pidfile {
             put("pidfile", pidfile.as_os_str());
@@ -174,6 +184,10 @@ impl HolderOptions {
                 b"probe-deadline-ms" => options.probe_deadline = Duration::from_millis(integer()?),
                 b"standby" => options.standby = text == "1",
                 b"control" => options.control = Some(value.into()),
+                b"outside" => options.outside = Some(value.into()),
+                b"outside-uid" => {
+                    options.outside_uid = text.parse().map_err(|_invalid| bad())?;
+                }
                 b"pidfile" => options.pidfile = Some(value.into()),
                 b"own-dir" => options.own_dir = Some(value.into()),
                 b"ready-fd" => options.ready_fd = Some(fd()?),
@@ -220,6 +234,8 @@ mod tests {
             ],
         );
         options.control = Some("/run/lxcfs/control".into());
+        options.outside = Some("/run/lxcfs/workers.sock".into());
+        options.outside_uid = 65534;
         options.pidfile = Some("/run/lxcfs.pid".into());
         options.own_dir = Some("/run/lxcfs".into());
         options.ready_fd = Some(7);

@@ -8,8 +8,10 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use crate::channel::{self, Order};
+use crate::gate::Newcomer;
 use crate::image::Image;
 use crate::layout::Cause;
+use crate::outside::ServerId;
 use crate::{CHANNEL_FD, FUSE_FD, STATE_FD};
 
 /// How far a worker has come.
@@ -37,6 +39,8 @@ pub(crate) struct Worker {
     pub(crate) stuck: bool,
     /// Its end of the channel is closed, as every descriptor of a dying process is.
     pub(crate) hung_up: bool,
+    /// Who started it, if not we.
+    pub(crate) server: Option<ServerId>,
 }
 
 impl Worker {
@@ -104,6 +108,7 @@ impl Worker {
             since: Instant::now(),
             stuck: false,
             hung_up: false,
+            server: None,
         })
     }
 
@@ -117,7 +122,22 @@ impl Worker {
             since: Instant::now(),
             stuck: false,
             hung_up: false,
+            server: None,
         })
+    }
+
+    /// A worker from outside, which has been given the connection.
+    pub(crate) fn from_outside(newcomer: Newcomer) -> Self {
+        Self {
+            pid: newcomer.pid,
+            pidfd: newcomer.pidfd,
+            channel: newcomer.channel,
+            phase: Phase::Starting,
+            since: Instant::now(),
+            stuck: false,
+            hung_up: false,
+            server: Some(newcomer.hello.server),
+        }
     }
 
     /// Enters a phase.
@@ -156,11 +176,7 @@ impl Worker {
 
     /// Whether it has ended and can be reaped.
     pub(crate) fn ended(&self) -> bool {
-        let mut one = [nix::poll::PollFd::new(
-            self.pidfd.as_fd(),
-            nix::poll::PollFlags::POLLIN,
-        )];
-        matches!(nix::poll::poll(&mut one, 0u8), Ok(1))
+        crate::fd::has_ended(&self.pidfd)
     }
 
     /// Kills it and waits for its end (a moment: SIGKILL of a process in no kernel wait of ours).

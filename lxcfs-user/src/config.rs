@@ -62,6 +62,27 @@ pub enum LogFormat {
     Json,
 }
 
+/// Who starts the workers that serve.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Workers {
+    /// The daemon.
+    #[default]
+    Own,
+    /// `lxcfs serve`, somewhere else.
+    Outside,
+}
+
+impl Named for Workers {
+    const NAMES: &'static [(&'static str, Self, &'static str)] = &[
+        ("own", Self::Own, "the daemon itself"),
+        (
+            "outside",
+            Self::Outside,
+            "`lxcfs serve`, with fewer rights; the daemon only holds the mount",
+        ),
+    ];
+}
+
 impl Named for LogFormat {
     const NAMES: &'static [(&'static str, Self, &'static str)] = &[
         ("human", Self::Human, "for people and the journal"),
@@ -155,6 +176,11 @@ pub struct Settings {
     pub cache_ttl_ms: Option<u32>,
     /// `--threads`
     pub threads: Option<u32>,
+    /// `--workers`
+    #[serde(default, deserialize_with = "named")]
+    pub workers: Option<Workers>,
+    /// `--workers-uid`
+    pub workers_uid: Option<u32>,
     /// `--log-level`
     #[serde(default, deserialize_with = "named")]
     pub log_level: Option<LogLevel>,
@@ -231,6 +257,10 @@ pub struct Config {
     pub cache_ttl: Duration,
     /// Serving threads; `None` = one per core, at most four.
     pub threads: Option<u32>,
+    /// Who starts the workers.
+    pub workers: Workers,
+    /// The user that workers from outside may have, besides root.
+    pub workers_uid: u32,
     /// How much is logged.
     pub log_level: LogLevel,
     /// What a log line looks like.
@@ -285,6 +315,8 @@ impl Settings {
             nonempty: self.nonempty.or(lower.nonempty),
             cache_ttl_ms: self.cache_ttl_ms.or(lower.cache_ttl_ms),
             threads: self.threads.or(lower.threads),
+            workers: self.workers.or(lower.workers),
+            workers_uid: self.workers_uid.or(lower.workers_uid),
             log_level: self.log_level.or(lower.log_level),
             log_format: self.log_format.or(lower.log_format),
             metrics: self.metrics.or(lower.metrics),
@@ -388,6 +420,8 @@ impl Config {
                 .threads
                 .map(|threads| in_range("--threads", threads, 1..=64))
                 .transpose()?,
+            workers: settings.workers.unwrap_or_default(),
+            workers_uid: settings.workers_uid.unwrap_or(0),
             log_level: settings.log_level.unwrap_or_default(),
             log_format: settings.log_format.unwrap_or_default(),
             metrics: settings.metrics.clone(),
@@ -444,3 +478,9 @@ fn without_trailing_slash(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests;
+
+/// Where that holder takes workers from outside.
+#[must_use]
+pub fn workers_socket(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("lxcfs/workers.sock")
+}

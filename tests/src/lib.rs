@@ -18,6 +18,7 @@ pub mod reader;
 pub mod report;
 pub mod scratch;
 pub mod serve;
+pub mod split;
 pub mod states;
 pub mod steady;
 pub mod subject;

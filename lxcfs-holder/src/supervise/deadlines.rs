@@ -15,12 +15,13 @@ impl Holder {
             .flatten()
             .filter(|w| matches!(w.phase, Phase::Starting | Phase::Activated))
             .map(|w| w.since + self.start_deadline);
-        let idle = self.active.is_none() && self.standby.is_none();
-        let serving = self.active.is_some();
+        let spawns = self.gate.is_none();
+        let idle = spawns && self.active.is_none() && self.standby.is_none();
+        let serving = spawns && self.active.is_some();
         let wants_standby = serving && self.standby.is_none() && self.options.standby;
         let orphans = self
             .down
-            .filter(|_| !self.orphans_answered)
+            .filter(|_| !self.orphans_answered && self.survivors.is_empty())
             .map(|(since, _)| since + self.options.orphan_bound);
         let probing = (self.options.probe_interval > Duration::ZERO).then(|| {
             self.probing
@@ -94,7 +95,9 @@ impl Holder {
         let Some((since, cause)) = self.down else {
             return;
         };
-        if self.orphans_answered || now < since + self.options.orphan_bound {
+        // Survivors of a dead predecessor may be answering just now.
+        let answered = self.orphans_answered || !self.survivors.is_empty();
+        if answered || now < since + self.options.orphan_bound {
             return;
         }
         self.orphans_answered = true;

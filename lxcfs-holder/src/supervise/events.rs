@@ -31,6 +31,9 @@ pub(super) enum Event {
     Left,
     Accept,
     Client(usize),
+    Knock,
+    Visitor(usize),
+    Survivor,
 }
 
 impl Holder {
@@ -61,6 +64,15 @@ impl Holder {
             watched.push((Event::Accept, control.listener().as_fd()));
             for (index, client) in control.clients().iter().enumerate() {
                 watched.push((Event::Client(index), client.as_fd()));
+            }
+        }
+        if let Some(gate) = &self.gate {
+            watched.push((Event::Knock, gate.listener().as_fd()));
+            for (index, visitor) in gate.visitors().enumerate() {
+                watched.push((Event::Visitor(index), visitor.as_fd()));
+            }
+            for (_, pidfd) in &self.survivors {
+                watched.push((Event::Survivor, pidfd.as_fd()));
             }
         }
         let now = Instant::now();
@@ -99,6 +111,9 @@ impl Holder {
             {
                 return Some(Outcome::Stop);
             }
+            if let Event::Visitor(index) = event {
+                self.visitor(*index);
+            }
         }
         // A role may change hands while handling; a stale event then finds nothing and the
         // next poll reports it again.
@@ -127,7 +142,13 @@ impl Holder {
                         control.accept();
                     }
                 }
-                Event::Client(_) => {}
+                Event::Knock => {
+                    if let Some(gate) = &mut self.gate {
+                        gate.accept();
+                    }
+                }
+                Event::Survivor => self.forget_ended_survivors(),
+                Event::Client(_) | Event::Visitor(_) => {}
             }
         }
         None
@@ -178,6 +199,7 @@ impl Holder {
                 }
                 Some(Report::Serving { replayed, poisoned }) => {
                     worker.enter(Phase::Serving);
+                    self.served_by = worker.server;
                     self.down = None;
                     self.complaint.forget();
                     self.start_deadline = super::START_DEADLINE;
@@ -215,6 +237,7 @@ impl Holder {
         if !enough || !self.active.as_ref().is_some_and(|w| w.hung_up && !w.stuck) {
             return false;
         }
+        self.last_death = self.active.as_ref().map(|worker| worker.pid);
         self.leaving.extend(self.active.take());
         self.deaths += 1;
         self.down = Some((Instant::now(), Cause::Killed));
@@ -264,6 +287,7 @@ impl Holder {
             return;
         }
         self.deaths += 1;
+        self.last_death = Some(worker.pid);
         let cause = if worker.stuck {
             Cause::Crashed
         } else {
@@ -386,6 +410,10 @@ impl Holder {
                     .serving_since_nsec
                     .load(Ordering::Relaxed)
                     .to_string(),
+            ),
+            (
+                "server",
+                self.served_by.map_or(0, |server| server.pid).to_string(),
             ),
             ("standby", pid(self.standby.as_ref()).to_string()),
             ("standby_ready", u8::from(standby_ready).to_string()),

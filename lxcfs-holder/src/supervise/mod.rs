@@ -3,6 +3,7 @@
 //! Nothing here may block: a file system request of our own mount would wait for the worker
 //! that we have to replace. The watchdog's reads are therefore done by the standby worker.
 
+mod admit;
 mod backoff;
 mod deadlines;
 mod events;
@@ -22,11 +23,13 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::channel::Order;
 use crate::control::{Control, answer};
+use crate::gate::Gate;
 use crate::image::Image;
 use crate::layout::{Cause, State};
 use crate::log::say;
 use crate::notify::{self, Manager};
 use crate::options::HolderOptions;
+use crate::outside::ServerId;
 use crate::spawn::{Phase, Worker};
 use crate::{HOLDER_COMM, fd, mount};
 
@@ -56,6 +59,10 @@ struct Holder {
     manager: Manager,
     signals: SignalFd,
     control: Option<Control>,
+    /// Where workers come to; `None` if we start them.
+    gate: Option<Gate>,
+    /// A procfs for workers that cannot make their own.
+    proc: Option<OwnedFd>,
     /// Our own score before we lowered it; workers get it back.
     oom_score_adj: Option<String>,
     image: Image,
@@ -69,6 +76,10 @@ struct Holder {
     survivors: Vec<(u32, OwnedFd)>,
     /// Clients that wait for the daemon's answer to a command, oldest first.
     asking: Vec<OwnedFd>,
+    /// The server whose worker served last.
+    served_by: Option<ServerId>,
+    /// The worker that died last while it served.
+    last_death: Option<u32>,
     /// Since when nobody serves, and whom the next worker blames.
     down: Option<(Instant, Cause)>,
     orphans_answered: bool,
@@ -204,14 +215,19 @@ impl Holder {
             (Some(path), None) => Some(Control::listen(path)),
             (None, _) => None,
         };
-        let control = match control.transpose() {
-            Ok(control) => control,
+        let gate = options.outside.as_ref();
+        let gate = gate.map(|path| Gate::listen(path, options.outside_uid));
+        let sockets = control
+            .transpose()
+            .and_then(|control| Ok((control, gate.transpose()?)));
+        let (control, gate) = match sockets {
+            Ok(sockets) => sockets,
             Err(error) => {
                 if active.is_none() && connection.survivors.is_empty() {
                     let number = connection.state.header().connection.load(Ordering::Relaxed);
                     mount::unmount(&point, number);
                 }
-                return Err(format!("control socket: {error}"));
+                return Err(format!("cannot listen: {error}"));
             }
         };
         let header = connection.state.header();
@@ -240,6 +256,8 @@ impl Holder {
             manager: Manager::from_env(),
             signals,
             control,
+            proc: gate.as_ref().and_then(|_| fd::detached_proc().ok()),
+            gate,
             oom_score_adj,
             image,
             last_good: adopt.last_good.and_then(|fd| Image::adopt(fd).ok()),
@@ -249,6 +267,8 @@ impl Holder {
             upgrade: None,
             survivors: connection.survivors,
             asking: Vec::new(),
+            served_by: None,
+            last_death: None,
             down,
             orphans_answered: false,
             fruitless: 0,
@@ -282,6 +302,10 @@ impl Holder {
                 ));
             }
         }
+        if self.gate.is_some() {
+            // Readers wait for a server that others start, perhaps after us.
+            self.tell_ready(ready, "waiting for a server");
+        }
         loop {
             self.cover();
             if !self.announced
@@ -291,16 +315,7 @@ impl Holder {
                     .is_some_and(|w| w.phase == Phase::Serving)
             {
                 self.announced = true;
-                announce(ready, "ok");
-                crate::trim::drop_text();
-                let text = format!(
-                    "READY=1\nMAINPID={}\nSTATUS=serving {}",
-                    std::process::id(),
-                    self.point.display()
-                );
-                if let Err(error) = self.manager.notify(&text, &[]) {
-                    say(&format!("cannot notify the service manager: {error}"));
-                }
+                self.tell_ready(ready, "serving");
             }
             let events = self.wait();
             if let Some(outcome) = self.react(events) {
@@ -315,6 +330,19 @@ impl Holder {
                 ));
                 return self.finish(&Outcome::Lost, ready);
             }
+        }
+    }
+
+    fn tell_ready(&self, ready: &mut Option<OwnedFd>, what: &str) {
+        announce(ready, "ok");
+        crate::trim::drop_text();
+        let text = format!(
+            "READY=1\nMAINPID={}\nSTATUS={what} {}",
+            std::process::id(),
+            self.point.display()
+        );
+        if let Err(error) = self.manager.notify(&text, &[]) {
+            say(&format!("cannot notify the service manager: {error}"));
         }
     }
 
@@ -343,7 +371,8 @@ impl Holder {
     /// Makes sure that somebody serves and that somebody stands by.
     fn cover(&mut self) {
         let now = Instant::now();
-        if self.active.is_none() && self.standby.is_none() && now >= self.spawn_after {
+        let spawns = self.gate.is_none();
+        if spawns && self.active.is_none() && self.standby.is_none() && now >= self.spawn_after {
             self.spawn_standby();
             if self.standby.is_none() {
                 self.spawn_after = now + Duration::from_millis(500);
@@ -365,7 +394,8 @@ impl Holder {
             .active
             .as_ref()
             .is_some_and(|w| w.phase == Phase::Serving);
-        if serving
+        if spawns
+            && serving
             && self.options.standby
             && self.standby.is_none()
             && self.upgrade.is_none()
@@ -429,6 +459,9 @@ impl Holder {
         }
         if let Some(own_dir) = &self.options.own_dir {
             remove_sockets(own_dir);
+        }
+        if let Some(gate) = self.gate.take() {
+            gate.close();
         }
         match outcome {
             Outcome::Stop => ExitCode::SUCCESS,

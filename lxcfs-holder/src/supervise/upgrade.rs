@@ -14,6 +14,7 @@ use crate::control::answer;
 use crate::image::Image;
 use crate::log::say;
 use crate::options::Adopt;
+use crate::outside::ServerId;
 use crate::spawn::{Phase, Worker};
 
 /// An upgrade under way.
@@ -25,8 +26,25 @@ pub(super) struct Upgrade {
 
 /// What is wanted, and who waits for the answer.
 struct Target {
-    image: Image,
+    program: Program,
     client: Option<OwnedFd>,
+}
+
+/// What the candidate runs.
+enum Program {
+    /// A file that we started.
+    Image(Image),
+    /// Whatever this server starts.
+    Server(ServerId),
+}
+
+impl std::fmt::Display for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Image(image) => image.path.display().fmt(f),
+            Self::Server(server) => write!(f, "server {}", server.pid),
+        }
+    }
 }
 
 impl Target {
@@ -57,6 +75,14 @@ impl Upgrade {
                 Stage::Preparing(_) => start,
                 Stage::Switching(_) | Stage::Trial => start / 2,
             }
+    }
+
+    /// The server that is about to replace another.
+    pub(super) fn server(&self) -> Option<ServerId> {
+        match &self.target.program {
+            Program::Server(server) => Some(*server),
+            Program::Image(_) => None,
+        }
     }
 
     pub(super) fn candidate(&self) -> Option<&Worker> {
@@ -95,6 +121,13 @@ impl Holder {
                 answer(client, &Err(reason));
             }
         };
+        if self.gate.is_some() {
+            return refuse(
+                "workers come from outside: start a server of the new program, it replaces the \
+                 present one"
+                    .to_owned(),
+            );
+        }
         if self.upgrade.is_some() {
             return refuse("an upgrade is under way".to_owned());
         }
@@ -113,7 +146,17 @@ impl Holder {
             Ok(worker) => worker,
             Err(error) => return refuse(error),
         };
-        self.upgrade = Some(Target { image, client }.enter(Stage::Preparing(worker)));
+        let program = Program::Image(image);
+        self.upgrade = Some(Target { program, client }.enter(Stage::Preparing(worker)));
+    }
+
+    /// Lets a worker of a newer server get ready beside the serving one.
+    pub(super) fn try_candidate(&mut self, server: ServerId, worker: Worker) {
+        let target = Target {
+            program: Program::Server(server),
+            client: None,
+        };
+        self.upgrade = Some(target.enter(Stage::Preparing(worker)));
     }
 
     /// The candidate is ready: end the old worker.
@@ -175,13 +218,16 @@ impl Holder {
         else {
             return;
         };
-        let Target { image, client } = target;
+        let Target { program, client } = target;
         self.upgrades += 1;
-        say(&format!("upgraded to {}", image.path.display()));
+        say(&format!("upgraded to {program}"));
         if let Some(standby) = self.standby.take() {
             standby.kill_and_wait();
         }
         self.probing = None;
+        let Program::Image(image) = program else {
+            return;
+        };
         let old = std::mem::replace(&mut self.image, image);
         if old.same_file(&self.image) {
             if let Some(client) = client {
@@ -291,10 +337,7 @@ impl Holder {
 }
 
 fn report_failure(upgrade: Upgrade, reason: &str) {
-    let text = format!(
-        "upgrade to {} failed: {reason}",
-        upgrade.target.image.path.display()
-    );
+    let text = format!("upgrade to {} failed: {reason}", upgrade.target.program);
     say(&text);
     if let Some(client) = &upgrade.target.client {
         answer(client, &Err(text));

@@ -40,6 +40,9 @@ pub struct Layout {
     /// By [`Controller`] discriminant; [`Controller::Unified`] is the v2 tree, whether or
     /// not it has controllers, else `None`.
     by_controller: [Option<HierarchyIndex>; 8],
+    /// Root of the cgroup namespace that paths of the v2 tree are read from, as the host has
+    /// it; `None` in the host's own.
+    read_from: Option<Box<str>>,
 }
 
 /// A machine whose cgroups cannot be used.
@@ -88,6 +91,31 @@ struct CgroupMount<'a> {
     mount_point: String,
     options: &'a str,
     device: &'a str,
+}
+
+impl CgroupMount<'_> {
+    /// Its root as the host has it, read from the namespace with the v2 root `read_from`.
+    fn root_from(&self, read_from: Option<&str>) -> String {
+        let root = unescape(self.root);
+        match (read_from, self.version) {
+            (Some(from), Version::V2) => absolute(from, &root),
+            _ => root,
+        }
+    }
+}
+
+/// `path` as the kernel prints it inside the cgroup namespace whose root is `root`, as the
+/// host has it: what is not below the root begins with one `/..` for each step up.
+#[must_use]
+pub fn absolute(root: &str, path: &str) -> String {
+    let mut whole: Vec<&str> = root.split('/').filter(|part| !part.is_empty()).collect();
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        match part {
+            ".." => drop(whole.pop()),
+            _ => whole.push(part),
+        }
+    }
+    format!("/{}", whole.join("/"))
 }
 
 fn mounts(mountinfo: &str) -> impl Iterator<Item = CgroupMount<'_>> {
@@ -141,6 +169,19 @@ impl Layout {
     /// When there is none, or one is mounted only in part.
     pub fn detect(
         mountinfo: &str,
+        v2_controllers: impl FnMut(&Path) -> String,
+    ) -> Result<Self, LayoutError> {
+        Self::detect_from(None, mountinfo, v2_controllers)
+    }
+
+    /// The same for a reader in a cgroup namespace of its own, whose root in the v2 tree is
+    /// known: mountinfo and `/proc/PID/cgroup` name everything relative to it.
+    ///
+    /// # Errors
+    /// As [`detect`](Self::detect).
+    pub fn detect_from(
+        read_from: Option<&str>,
+        mountinfo: &str,
         mut v2_controllers: impl FnMut(&Path) -> String,
     ) -> Result<Self, LayoutError> {
         let mut hierarchies: Vec<Hierarchy> = Vec::new();
@@ -151,7 +192,7 @@ impl Layout {
             if devices.contains(&mount.device) {
                 continue;
             }
-            if mount.root != "/" {
+            if mount.root_from(read_from) != "/" {
                 partial.get_or_insert(LayoutError::Partial {
                     mount_point: mount.mount_point,
                     root: mount.root.to_owned(),
@@ -181,7 +222,10 @@ impl Layout {
         if hierarchies.is_empty() {
             return Err(partial.unwrap_or(LayoutError::NotMounted));
         }
-        Ok(Self::new(hierarchies))
+        Ok(Self {
+            read_from: read_from.map(Into::into),
+            ..Self::new(hierarchies)
+        })
     }
 
     /// The layout of the given hierarchies: each controller is where v1 has it, else in
@@ -210,6 +254,7 @@ impl Layout {
         Self {
             hierarchies,
             by_controller,
+            read_from: None,
         }
     }
 
@@ -272,10 +317,65 @@ impl Layout {
             if let Some(at) = at
                 && path.starts_with('/')
             {
-                paths[at] = Some(path.strip_suffix(" (deleted)").unwrap_or(path).into());
+                let path = path.strip_suffix(" (deleted)").unwrap_or(path);
+                paths[at] = Some(match &self.read_from {
+                    Some(root) if Some(at) == self.v2() => absolute(root, path).into(),
+                    _ => path.into(),
+                });
             }
         }
         paths
+    }
+
+    /// The root of a process's cgroup namespace in every hierarchy, as far as the cgroup mounts
+    /// in its own mountinfo tell: a runtime mounts the namespace's root. `paths` are the
+    /// process's own. `None` when no mount tells.
+    #[must_use]
+    pub fn mounted_roots(
+        &self,
+        mountinfo: &str,
+        paths: &[Option<Box<str>>],
+    ) -> Option<Vec<Option<Box<str>>>> {
+        let mut roots: Vec<Option<Box<str>>> = vec![None; paths.len()];
+        for mount in mounts(mountinfo) {
+            let at = match mount.version {
+                Version::V2 => self.v2(),
+                Version::V1 => self.hierarchies.iter().position(|hierarchy| {
+                    let named = |option| hierarchy.names.iter().any(|name| name == option);
+                    hierarchy.version == Version::V1 && mount.options.split(',').any(named)
+                }),
+            };
+            let Some(at) = at else { continue };
+            let root = mount.root_from(self.read_from.as_deref());
+            let own = paths.get(at).and_then(Option::as_deref);
+            let above = own.and_then(|own| own.strip_prefix(&*root));
+            // The host's whole tree, given to the container, tells nothing.
+            if root == "/" || !above.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+                continue;
+            }
+            let known = &mut roots[at];
+            if known.as_ref().is_none_or(|known| root.len() < known.len()) {
+                *known = Some(root.into());
+            }
+        }
+        roots.iter().any(Option::is_some).then_some(roots)
+    }
+}
+
+/// The root of a cgroup namespace, from the path of one process as the host sees it and as
+/// that namespace sees it. `None` when the process has been moved out of the namespace's
+/// root, so that its path there starts with `/..`.
+#[must_use]
+pub fn namespace_root<'a>(host_path: &'a str, inside: &str) -> Option<&'a str> {
+    if inside == "/" {
+        return Some(host_path);
+    }
+    if inside.starts_with("/..") || !inside.starts_with('/') {
+        return None;
+    }
+    match host_path.strip_suffix(inside)? {
+        "" => Some("/"),
+        root => Some(root),
     }
 }
 
@@ -371,6 +471,43 @@ mod tests {
         assert_eq!(
             Layout::detect("", |_| String::new()),
             Err(LayoutError::NotMounted)
+        );
+    }
+
+    #[test]
+    fn a_reader_in_its_own_namespace_sees_all_of_it_from_the_hosts_tree() {
+        let text = V2.replace(" / /sys", " /../.. /sys");
+        let layout = Layout::detect_from(Some("/pods/server"), &text, |_| ALL.to_owned()).unwrap();
+        let path = |line: &str| layout.paths(line)[0].as_deref().map(str::to_owned);
+        assert_eq!(path("0::/"), Some("/pods/server".to_owned()));
+        assert_eq!(path("0::/../app/sub"), Some("/pods/app/sub".to_owned()));
+        assert_eq!(path("0::/../../init.scope"), Some("/init.scope".to_owned()));
+        assert_eq!(path("0::/../.."), Some("/".to_owned()));
+        // Its own mounts of a part of the tree are no better than the host's.
+        assert!(Layout::detect_from(Some("/pods/server"), V2, |_| ALL.to_owned()).is_err());
+    }
+
+    #[test]
+    fn a_containers_cgroup_mount_tells_the_root_of_its_namespace() {
+        let layout = Layout::detect(V2, |_| ALL.to_owned()).unwrap();
+        let own = vec![Some("/pods/app/init.scope".into())];
+        let inside = |root: &str| V2.replace(" / /sys", &format!(" {root} /sys"));
+        let root = |text: &str| {
+            layout
+                .mounted_roots(text, &own)
+                .and_then(|all| all[0].clone())
+        };
+        assert_eq!(root(&inside("/pods/app")), Some("/pods/app".into()));
+        let deeper = inside("/pods/app") + &inside("/pods/app/init.scope");
+        assert_eq!(root(&deeper), Some("/pods/app".into()));
+        for tells_nothing in ["/", "/pods/ap", "/other"] {
+            assert_eq!(root(&inside(tells_nothing)), None, "{tells_nothing}");
+        }
+        let from = Layout::detect_from(Some("/pods/s"), &inside("/../.."), |_| ALL.to_owned());
+        let roots = from.unwrap().mounted_roots(&inside("/../app"), &own);
+        assert_eq!(
+            roots.and_then(|all| all[0].clone()),
+            Some("/pods/app".into())
         );
     }
 

@@ -9,8 +9,9 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use lxcfs_holder::outside::ServerId;
 
-use crate::config::{Listen, LogFormat, LogLevel, Settings};
+use crate::config::{Listen, LogFormat, LogLevel, Settings, Workers};
 use crate::policy::{BoundaryPolicy, CpuNumbering, CpuPolicy, Named};
 
 const ABOUT: &str = "\
@@ -86,6 +87,8 @@ pub enum Command {
     Hook(HookArgs),
     /// Switches the running daemon to another binary, unseen by readers
     Upgrade(UpgradeArgs),
+    /// Serves a mount that `lxcfs --workers outside` holds, with few rights
+    Serve(ServerArgs),
     /// Serves as a worker; started by the holder
     #[command(hide = true)]
     Worker(WorkerArgs),
@@ -142,6 +145,26 @@ pub struct UpgradeArgs {
     pub runtime: RuntimeArgs,
 }
 
+/// `lxcfs serve`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "lxcfs serve [OPTIONS] MOUNTPOINT",
+    version,
+    disable_version_flag = true,
+    args_override_self = true,
+    after_help = "Needs SYS_PTRACE, DAC_READ_SEARCH, BPF and PERFMON, no particular user, and the host's PID \
+                  namespace. May be killed at any time: readers wait for the next one. A second server \
+                  that is started beside a first takes its place."
+)]
+pub struct ServerArgs {
+    /// The holder's socket [default: RUNTIME_DIR/lxcfs/workers.sock]
+    #[arg(long, value_name = "SOCKET")]
+    pub holder: Option<PathBuf>,
+    /// What to serve.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
 /// `lxcfs worker`.
 #[derive(Debug, Args)]
 #[command(
@@ -154,6 +177,15 @@ pub struct WorkerArgs {
     /// What relative paths are relative to
     #[arg(long, value_name = "DIR")]
     pub base_dir: PathBuf,
+    /// The holder's socket, for a worker from outside
+    #[arg(long, value_name = "SOCKET", requires = "server")]
+    pub join: Option<PathBuf>,
+    /// Whose worker it is then
+    #[arg(long, value_name = "SINCE:PID")]
+    pub server: Option<ServerId>,
+    /// The worker before it that crashed
+    #[arg(long, value_name = "PID")]
+    pub crashed: Option<u32>,
     /// What the daemon was started with.
     #[command(flatten)]
     pub serve: ServeArgs,
@@ -496,6 +528,12 @@ pub struct ServeArgs {
     /// Serving threads [default: one per core, at most 4]
     #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
+    /// Who starts the workers that serve [default: own]
+    #[arg(long, value_name = "WHO", value_parser = named::<Workers>())]
+    pub workers: Option<Workers>,
+    /// The user, besides root, whose `lxcfs serve` may serve with --workers outside
+    #[arg(long, value_name = "UID")]
+    pub workers_uid: Option<u32>,
     /// What views show.
     #[command(flatten)]
     pub views: ViewArgs,
@@ -598,6 +636,8 @@ impl ServeArgs {
             no_heal: self.no_heal,
             cache_ttl_ms: self.cache_ttl_ms,
             threads: self.threads,
+            workers: self.workers,
+            workers_uid: self.workers_uid,
             log_level: self.log_level.or(legacy.debug.then_some(LogLevel::Debug)),
             log_format: self.log_format,
             metrics: self.metrics.clone(),

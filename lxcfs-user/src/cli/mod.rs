@@ -20,7 +20,8 @@ use clap::{CommandFactory, Parser};
 
 use crate::config::{Config, DEFAULT_FILE, Settings};
 use crate::daemon;
-use args::{Cli, Command, FileArgs, ServeArgs};
+use args::{Cli, Command, FileArgs, ServeArgs, WorkerArgs};
+use lxcfs_holder::outside::Hello;
 
 /// What to serve, and what to say about it first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,12 +72,17 @@ fn run(cli: Cli, arguments: &[OsString]) -> Result<ExitCode> {
             daemon::launch::launch(&config, &notes, arguments.get(1..).unwrap_or_default())?;
             Ok(ExitCode::FAILURE)
         }
-        Some(Command::Worker(args)) => {
-            let Serve { config, .. } = serve(&args.serve, &args.base_dir)?;
-            // Behind the program, `worker` and `--base-dir=`; see `launch`.
-            let words = arguments.get(3..).unwrap_or_default().to_vec();
-            let base_dir = args.base_dir;
-            daemon::worker::run(&config, daemon::launch::Typed { base_dir, words })?;
+        Some(Command::Worker(args)) => worker(args, arguments),
+        Some(Command::Serve(args)) => {
+            let here = std::env::current_dir().context("cannot tell the current directory")?;
+            let Serve { config, notes } = serve(&args.serve, &here)?;
+            let words = words_of_workers(arguments.get(2..).unwrap_or_default());
+            daemon::server::run(
+                &config,
+                args.holder.map(|path| here.join(path)),
+                &notes,
+                words,
+            )?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Show(args)) => show::show(&args),
@@ -94,6 +100,41 @@ fn run(cli: Cli, arguments: &[OsString]) -> Result<ExitCode> {
         Some(Command::Webhook(passed)) => sibling::exec("webhook", &passed.arguments),
         Some(Command::Manifests(passed)) => sibling::exec("manifests", &passed.arguments),
     }
+}
+
+fn worker(args: WorkerArgs, arguments: &[OsString]) -> Result<ExitCode> {
+    let Serve { config, .. } = serve(&args.serve, &args.base_dir)?;
+    let origin = match (args.join, args.server) {
+        (Some(holder), Some(server)) => daemon::worker::Origin::Outside {
+            holder,
+            hello: Hello {
+                server,
+                crashed: args.crashed,
+            },
+        },
+        _ => daemon::worker::Origin::Holder(daemon::launch::Typed {
+            base_dir: args.base_dir,
+            // Behind the program, `worker` and `--base-dir=`; see `launch`.
+            words: arguments.get(3..).unwrap_or_default().to_vec(),
+        }),
+    };
+    daemon::worker::run(&config, origin)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The words of `lxcfs serve` that its workers read, too: all but `--holder`.
+fn words_of_workers(words: &[OsString]) -> Vec<OsString> {
+    let mut kept = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let text = word.to_string_lossy();
+        if text == "--holder" {
+            let _its_value = words.next();
+        } else if !text.starts_with("--holder=") {
+            kept.push(word.clone());
+        }
+    }
+    kept
 }
 
 /// The serving form's configuration, from its arguments and the file they name; relative

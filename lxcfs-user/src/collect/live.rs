@@ -14,7 +14,7 @@ use crate::container::resolve::{self, Resolver, StartError, View};
 use crate::cpuset::CpuSet;
 use crate::engine::{AnswerError, Caller, Engine};
 use crate::fallback::{Fallback, Fallbacks};
-use crate::host::position::{self, PositionError};
+use crate::host::position::{self, Place, PositionError};
 use crate::host::reader::{HostError, HostReader, ProcFile, ProcOrigin, page_size_and_user_hz};
 use crate::policy::{CpuPolicy, ViewPolicy};
 use crate::snapshot::Inputs;
@@ -42,6 +42,11 @@ pub struct LiveOptions {
     pub any_position: bool,
     /// Where the cgroup mounts are below; `/` on the machine.
     pub root: PathBuf,
+    /// A procfs made by somebody who may; `None` to make one.
+    pub proc: Option<Arc<OwnedFd>>,
+    /// This process's `/proc/PID/cgroup` as the host sees it, for one that is not in the
+    /// host's cgroup namespace.
+    pub cgroups_as_host: String,
 }
 
 impl Default for LiveOptions {
@@ -53,6 +58,8 @@ impl Default for LiveOptions {
             descriptors: None,
             any_position: false,
             root: PathBuf::from("/"),
+            proc: None,
+            cgroups_as_host: String::new(),
         }
     }
 }
@@ -101,9 +108,12 @@ impl LiveEngine {
     /// # Errors
     /// When the host cannot be seen from here; the message says what to do.
     pub fn start(options: &LiveOptions) -> Result<Self, EngineError> {
-        let host = Arc::new(HostReader::live()?);
+        let proc = options.proc.as_ref().and_then(|proc| proc.try_clone().ok());
+        let host = Arc::new(HostReader::live_with(proc)?);
+        let here = host.read_proc("self/cgroup", str::to_owned);
+        let place = Place::own(&host)?.told(&options.cgroups_as_host, &here.unwrap_or_default());
         if !options.any_position {
-            position::check(&position::own_namespaces(&host)?)?;
+            position::check(&place.namespaces)?;
         }
         let fallbacks = Arc::new(Fallbacks::default());
         if host.proc_origin() == ProcOrigin::Mounted {
@@ -111,6 +121,7 @@ impl LiveEngine {
         }
         let resolver = Resolver::new(
             host.clone(),
+            place,
             &options.root,
             options.policy.boundary,
             options.descriptors.unwrap_or_else(default_descriptors),

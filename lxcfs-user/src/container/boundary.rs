@@ -139,26 +139,10 @@ pub fn is_within(path: &str, ancestor: &str) -> bool {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The root of a cgroup namespace, from the path of one process as the host sees it and as
-/// that namespace sees it. `None` when the process has been moved out of the namespace's
-/// root, so that its path there starts with `/..`.
-#[must_use]
-pub fn namespace_root<'a>(host_path: &'a str, inside: &str) -> Option<&'a str> {
-    if inside == "/" {
-        return Some(host_path);
-    }
-    if inside.starts_with("/..") || !inside.starts_with('/') {
-        return None;
-    }
-    match host_path.strip_suffix(inside)? {
-        "" => Some("/"),
-        root => Some(root),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::layout::namespace_root;
     use proptest::prelude::*;
 
     const ID: &str = "4c01db0b339c8a1d5c2d2b1f7bb9b5d3a0b7f7f0c3d1e2f4a5b6c7d8e9f0a1b2";

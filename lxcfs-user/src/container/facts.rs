@@ -11,13 +11,13 @@ use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 
-use crate::cgroup::layout::Layout;
+use crate::cgroup::layout::{Layout, namespace_root};
 use crate::cgroup::reader::read_all;
 use crate::host::position::HostNamespaces;
 use crate::host::reader::HostReader;
 use crate::host::task;
 
-use super::boundary::{Paths, namespace_root};
+use super::boundary::Paths;
 use super::pidfd;
 
 /// A namespace held open, so that its inode number cannot be given to another one.
@@ -169,6 +169,19 @@ pub fn cgroup_namespace_root(
         join.unwrap_or_else(|_| Err(io::Error::other("the joining thread panicked")))
     })?;
     roots(host_paths, &inside).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// The same where joining the namespace is not allowed, from what the process has mounted.
+///
+/// # Errors
+/// As [`Task::read`]; `InvalidData` when nothing there tells it.
+pub fn cgroup_namespace_root_by_mounts(
+    task: &Task,
+    layout: &Layout,
+    host_paths: &Paths,
+) -> io::Result<Paths> {
+    task.read("mountinfo", |text| layout.mounted_roots(text, host_paths))?
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
 /// Pairs both sights of one process. Pure. `None` when no hierarchy tells the root.

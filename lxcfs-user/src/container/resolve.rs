@@ -19,7 +19,7 @@ use crate::cgroup::layout::{Layout, LayoutError};
 use crate::cgroup::reader::{ReadError, Reader, read_all};
 use crate::engine::AnswerError;
 use crate::fallback::{Fallback, Fallbacks};
-use crate::host::position::{HostNamespaces, PositionError, own_namespaces};
+use crate::host::position::{HostNamespaces, Place, PositionError};
 use crate::host::reader::HostReader;
 use crate::policy::BoundaryPolicy;
 
@@ -84,12 +84,18 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    /// Finds and opens the hierarchies of `mountinfo`, mounted below `root`.
+    /// Finds and opens the hierarchies of `mountinfo`, mounted below `root`; `read_from` as
+    /// for [`Layout::detect_from`].
     ///
     /// # Errors
     /// When there are none or they cannot be opened.
-    pub fn detect(mountinfo: &str, root: &Path, descriptors: usize) -> Result<Self, StartError> {
-        let layout = Layout::detect(mountinfo, |mount_point| {
+    pub fn detect(
+        mountinfo: &str,
+        read_from: Option<&str>,
+        root: &Path,
+        descriptors: usize,
+    ) -> Result<Self, StartError> {
+        let layout = Layout::detect_from(read_from, mountinfo, |mount_point| {
             let path = crate::cgroup::reader::below(root, mount_point);
             std::fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default()
         })?;
@@ -115,6 +121,8 @@ struct Known {
 pub struct Resolver {
     host: Arc<HostReader>,
     own: HostNamespaces,
+    /// Root of our own cgroup namespace in the v2 tree, if that is not the host's.
+    read_from: Option<String>,
     root: PathBuf,
     descriptors: usize,
     cgroups: RwLock<Arc<Cgroups>>,
@@ -150,24 +158,27 @@ impl Resolver {
     /// for where it was during `grace`.
     ///
     /// # Errors
-    /// When the cgroups or the daemon's own namespaces cannot be read. Whether those
-    /// namespaces are the right ones is [`crate::host::position::check`]'s to say.
+    /// When the cgroups cannot be read. Whether `place` is the right one is
+    /// [`crate::host::position::check`]'s to say.
     pub fn new(
         host: Arc<HostReader>,
+        place: Place,
         root: &Path,
         policy: BoundaryPolicy,
         descriptors: usize,
         grace: Duration,
         fallbacks: Arc<Fallbacks>,
     ) -> Result<Self, StartError> {
-        let own = own_namespaces(&host)?;
+        let own = place.namespaces;
+        let read_from = place.cgroup_root;
         let mountinfo = host
             .read_proc("self/mountinfo", str::to_owned)
             .map_err(StartError::Mountinfo)?;
-        let cgroups = Cgroups::detect(&mountinfo, root, descriptors)?;
+        let cgroups = Cgroups::detect(&mountinfo, read_from.as_deref(), root, descriptors)?;
         Ok(Self {
             host,
             own,
+            read_from,
             root: root.to_owned(),
             descriptors,
             cgroups: RwLock::new(Arc::new(cgroups)),
@@ -349,7 +360,10 @@ impl Resolver {
         let [foreign_cgroup, foreign_pid, foreign_time] =
             facts::is_foreign(&self.own, &key.namespaces);
         if foreign_cgroup && let Ok(pin) = self.pin(task, "cgroup", key.namespaces.cgroup) {
-            match facts::cgroup_namespace_root(task, &pin, layout, &key.cgroups) {
+            let root = facts::cgroup_namespace_root(task, &pin, layout, &key.cgroups).or_else(
+                |_not_allowed| facts::cgroup_namespace_root_by_mounts(task, layout, &key.cgroups),
+            );
+            match root {
                 Ok(root) => facts.cgroupns_root = Some(root),
                 Err(_) => self.count(Fallback::CgroupnsUnknown),
             }
@@ -558,7 +572,8 @@ impl Resolver {
         let Ok(mountinfo) = self.host.read_proc("self/mountinfo", str::to_owned) else {
             return;
         };
-        let Ok(now) = Cgroups::detect(&mountinfo, &self.root, self.descriptors) else {
+        let from = self.read_from.as_deref();
+        let Ok(now) = Cgroups::detect(&mountinfo, from, &self.root, self.descriptors) else {
             return;
         };
         if now.layout == self.cgroups().layout {

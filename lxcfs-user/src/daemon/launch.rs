@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use lxcfs_holder::HolderOptions;
 
 use super::pidfile::Pidfile;
-use crate::config::Config;
+use crate::config::{Config, Workers, workers_socket};
 use crate::host::position;
 use crate::host::reader::HostReader;
 use crate::observe::log;
@@ -101,6 +101,8 @@ fn options(config: &Config, words: &[OsString]) -> HolderOptions {
         nonempty: config.nonempty,
         loops: config.threads.unwrap_or(0),
         control: Some(holder_socket(config)),
+        outside: (config.workers == Workers::Outside).then(|| workers_socket(&config.runtime_dir)),
+        outside_uid: config.workers_uid,
         pidfile: Some(config.pidfile.clone()),
         own_dir: holder_socket(config).parent().map(Path::to_owned),
         ..HolderOptions::new(config.mountpoint.clone(), worker)

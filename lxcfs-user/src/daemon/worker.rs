@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use lxcfs_holder::outside::{self, Hello, Joined};
 
 use super::ebpf::{self, Tasks};
 use super::keep::Keeper;
@@ -27,7 +28,7 @@ use crate::observe::probe::MountProbe;
 use crate::observe::requests::{Observed, Requests};
 use crate::observe::sources::{Build, Features, Process};
 use crate::policy::{CpuPolicy, Named};
-use crate::worker::{HistoryStore, WorkerOptions};
+use crate::worker::{HistoryStore, OnOrphaned, WorkerOptions};
 
 /// A request that takes longer has met a stuck thread.
 const STUCK: Duration = Duration::from_secs(30);
@@ -107,15 +108,45 @@ pub fn live_options(config: &Config) -> LiveOptions {
     }
 }
 
+/// How a worker comes by the connection.
+pub enum Origin {
+    /// The holder started it, and was started by this command.
+    Holder(Typed),
+    /// A server did, and it has to offer itself to the holder.
+    Outside {
+        /// The holder's socket.
+        holder: PathBuf,
+        /// What it says there.
+        hello: Hello,
+    },
+}
+
 /// Serves as the holder's worker until killed.
 ///
 /// # Errors
 /// When it cannot start; the connection is untouched then.
-pub fn run(config: &Config, typed: Typed) -> Result<()> {
+pub fn run(config: &Config, origin: Origin) -> Result<()> {
+    let mut config = config.clone();
+    let mut options = live_options(&config);
+    let mut status_socket = holder_socket(&config);
+    log::start(config.log_level, config.log_format);
+    let on_orphaned: Option<OnOrphaned> = match origin {
+        Origin::Holder(typed) => Some(Box::new(move || typed.start_again())),
+        Origin::Outside { holder, hello } => {
+            let joined = join(&holder, &hello)?;
+            options.proc = joined.proc.map(Arc::new);
+            options.cgroups_as_host = joined.cgroups;
+            // Mounting in containers is the agent's work, and not allowed here.
+            config.heal = false;
+            status_socket = holder;
+            // The server takes care: it is there to offer another worker to another holder.
+            None
+        }
+    };
+    let config = &config;
     let started = Instant::now();
     crate::host::memory::configure();
-    log::start(config.log_level, config.log_format);
-    let parts = Arc::new(Parts::new(&live_options(config))?);
+    let parts = Arc::new(Parts::new(&options)?);
     load_in_background(&parts, config.ebpf)?;
     let requests = Arc::new(Requests::default());
     let engine: Arc<dyn Engine> = Arc::new(Observed::new(
@@ -129,7 +160,8 @@ pub fn run(config: &Config, typed: Typed) -> Result<()> {
         let keeper = Arc::clone(&keeper);
         Box::new(move |store: HistoryStore| {
             let keeper = keeper.get_or_init(|| Keeper::take_over(&parts, store));
-            if let Err(error) = activate(&config, &parts, requests, keeper, started) {
+            let holder = Arc::new(Holder(status_socket));
+            if let Err(error) = activate(&config, &parts, requests, holder, keeper, started) {
                 // Readers are served; what is missing is said and not worth an outage.
                 tracing::error!("{error:#}");
             }
@@ -163,9 +195,24 @@ pub fn run(config: &Config, typed: Typed) -> Result<()> {
         on_active: Some(on_active),
         on_takeover: Some(on_takeover),
         on_command: Some(on_command),
-        on_orphaned: Some(Box::new(move || typed.start_again())),
+        on_orphaned,
     };
     crate::worker::run(options, engine).context("the worker cannot serve")
+}
+
+/// Waits until the holder takes this process as a worker.
+fn join(holder: &Path, hello: &Hello) -> Result<Joined> {
+    let mut said = String::new();
+    let waiting = |why: &str| {
+        if said != why {
+            tracing::info!("waiting: {why}");
+            why.clone_into(&mut said);
+        }
+    };
+    outside::join(holder, hello, waiting).with_context(|| {
+        let holder = holder.display();
+        format!("the holder at {holder} does not take this worker")
+    })
 }
 
 /// Loads eBPF beside everything else, and less urgently: a worker that is to replace a dead one
@@ -189,12 +236,13 @@ fn activate(
     config: &Config,
     parts: &Arc<Parts>,
     requests: Arc<Requests>,
+    holder: Arc<Holder>,
     keeper: &Keeper,
     started: Instant,
 ) -> Result<()> {
     let sampler = LoadSampler::start(&parts.engine).context("cannot start the sampler")?;
     let attacher = Arc::new(Attacher::new(&config.mountpoint, EngineOptions::default()));
-    listen(config, parts, requests, &attacher, started)?;
+    listen(config, parts, requests, holder, &attacher, started)?;
     parts.ebpf.wait();
     if let Some((tasks, collector)) = parts.tasks() {
         let engine = Arc::downgrade(&parts.engine);
@@ -349,6 +397,7 @@ fn listen(
     config: &Config,
     parts: &Arc<Parts>,
     requests: Arc<Requests>,
+    holder: Arc<Holder>,
     attacher: &Arc<Attacher>,
     started: Instant,
 ) -> Result<()> {
@@ -359,7 +408,6 @@ fn listen(
         config.mountpoint.clone(),
         READY_DEADLINE,
     ));
-    let holder = Arc::new(Holder(holder_socket(config)));
     let sources: Vec<Arc<dyn Source>> = vec![
         Arc::new(Build),
         Arc::clone(&requests) as Arc<dyn Source>,

@@ -1,6 +1,8 @@
 //! Whether the daemon stands where it can see every container: in the host's PID and
 //! cgroup namespaces. Anywhere else it would serve nonsense, so it refuses to start.
 
+use crate::cgroup::layout::namespace_root;
+
 use super::reader::HostReader;
 use super::task::namespace_inode;
 
@@ -20,8 +22,7 @@ pub enum PositionError {
     /// Every cgroup path would be relative to its own.
     #[error(
         "the daemon runs in a cgroup namespace of its own and sees no other cgroup; start it \
-         in the host's (docker: --cgroupns=host; Kubernetes: a privileged container, or \
-         hostPID with CAP_SYS_ADMIN so that it can join that of PID 1)"
+         in the host's (docker: --cgroupns=host; Kubernetes: a privileged container)"
     )]
     Cgroup,
     /// The links of `/proc/self/ns` cannot be read.
@@ -73,15 +74,51 @@ pub const fn check(namespaces: &HostNamespaces) -> Result<(), PositionError> {
     Ok(())
 }
 
-/// Joins PID 1's cgroup namespace. Only the calling thread moves, so this is for the very
-/// start of the program. Needs the host's PID namespace and `CAP_SYS_ADMIN`.
-///
-/// # Errors
-/// As `open` and `setns` have them.
-pub fn join_host_cgroup_namespace() -> std::io::Result<()> {
-    let namespace = std::fs::File::open("/proc/1/ns/cgroup")?;
-    nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWCGROUP)?;
-    Ok(())
+/// Where the daemon stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Namespaces that are taken for the host's.
+    pub namespaces: HostNamespaces,
+    /// Root of the daemon's own cgroup namespace in the v2 tree, as the host has it, when it is
+    /// not in the host's: paths are read relative to it.
+    pub cgroup_root: Option<String>,
+}
+
+impl Place {
+    /// Of a daemon that nobody told anything.
+    ///
+    /// # Errors
+    /// [`PositionError::Unknown`].
+    pub fn own(host: &HostReader) -> Result<Self, PositionError> {
+        Ok(Self {
+            namespaces: own_namespaces(host)?,
+            cgroup_root: None,
+        })
+    }
+
+    /// Of one in a cgroup namespace of its own, when somebody in the host's tells its
+    /// `/proc/PID/cgroup`: with the v2 path in both sights the rest can be told, too.
+    #[must_use]
+    pub fn told(self, as_host: &str, as_here: &str) -> Self {
+        if self.namespaces.cgroup == INITIAL_CGROUP {
+            return self;
+        }
+        let unified = |text: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix("0::").map(str::to_owned))
+        };
+        let root = unified(as_host)
+            .zip(unified(as_here))
+            .and_then(|(host, here)| namespace_root(&host, &here).map(str::to_owned));
+        let Some(root) = root else { return self };
+        Self {
+            namespaces: HostNamespaces {
+                cgroup: INITIAL_CGROUP,
+                ..self.namespaces
+            },
+            cgroup_root: Some(root),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -102,6 +139,34 @@ mod tests {
         let own_cgroup = HostNamespaces { cgroup: 17, ..host };
         let error = check(&own_cgroup).unwrap_err().to_string();
         assert!(error.contains("--cgroupns=host"));
+    }
+
+    #[test]
+    fn a_server_in_its_own_cgroup_namespace_finds_the_rest_by_what_it_is_told() {
+        let namespaces = HostNamespaces {
+            pid: INITIAL_PID,
+            cgroup: 17,
+            time: None,
+        };
+        let own = Place {
+            namespaces,
+            cgroup_root: None,
+        };
+        let told = |host, here| own.clone().told(host, here);
+        let placed = told("1:cpu:/x\n0::/pods/a/c\n", "1:cpu:/x\n0::/c\n");
+        assert_eq!(placed.cgroup_root.as_deref(), Some("/pods/a"));
+        assert_eq!(check(&placed.namespaces), Ok(()));
+        for unclear in [told("", "0::/"), told("0::/pods/a", "0::/../b")] {
+            assert_eq!(check(&unclear.namespaces), Err(PositionError::Cgroup));
+        }
+        let at_home = Place {
+            namespaces: HostNamespaces {
+                cgroup: INITIAL_CGROUP,
+                ..namespaces
+            },
+            cgroup_root: None,
+        };
+        assert_eq!(at_home.clone().told("0::/a", "0::/a"), at_home);
     }
 
     #[test]

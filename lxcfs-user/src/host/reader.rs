@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -90,7 +90,7 @@ impl ProcFile {
 /// How the procfs was come by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProcOrigin {
-    /// A detached mount of our own.
+    /// A mount that is attached nowhere.
     Detached,
     /// The one at `/proc`: the kernel has no `fsopen` (below 5.2) or we lack the right.
     Mounted,
@@ -116,51 +116,22 @@ fn open_dir(path: &Path) -> Result<OwnedFd, HostError> {
         })
 }
 
-/// Mounts a procfs of the caller's PID namespace without attaching it anywhere.
-fn detached_proc() -> io::Result<OwnedFd> {
-    let checked = |result: libc::c_long| match result {
-        -1 => Err(io::Error::last_os_error()),
-        fd => Ok(fd as i32),
-    };
-    // SAFETY: fsopen takes a C string and flags, and gives a new descriptor.
-    let context = unsafe {
-        OwnedFd::from_raw_fd(checked(libc::syscall(
-            libc::SYS_fsopen,
-            c"proc".as_ptr(),
-            libc::FSOPEN_CLOEXEC,
-        ))?)
-    };
-    let raw = std::os::fd::AsRawFd::as_raw_fd(&context);
-    // SAFETY: CMD_CREATE takes no key and no value.
-    unsafe {
-        checked(libc::syscall(
-            libc::SYS_fsconfig,
-            raw,
-            libc::FSCONFIG_CMD_CREATE,
-            std::ptr::null::<libc::c_char>(),
-            std::ptr::null::<libc::c_void>(),
-            0,
-        ))?;
-    }
-    let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
-    // SAFETY: fsmount takes the context and gives a new descriptor of the mount's root.
-    unsafe {
-        Ok(OwnedFd::from_raw_fd(checked(libc::syscall(
-            libc::SYS_fsmount,
-            raw,
-            libc::FSMOUNT_CLOEXEC,
-            attributes,
-        ))?))
-    }
-}
-
 impl HostReader {
     /// The machine's own files.
     ///
     /// # Errors
     /// When there is no usable procfs or no `/sys`.
     pub fn live() -> Result<Self, HostError> {
-        let (proc, origin) = match detached_proc() {
+        Self::live_with(None)
+    }
+
+    /// The machine's own files, with a procfs that somebody else made.
+    ///
+    /// # Errors
+    /// As [`live`](Self::live).
+    pub fn live_with(proc: Option<OwnedFd>) -> Result<Self, HostError> {
+        let made = proc.map_or_else(lxcfs_holder::detached_proc, Ok);
+        let (proc, origin) = match made {
             Ok(proc) => (proc, ProcOrigin::Detached),
             Err(_) => (open_dir(Path::new("/proc"))?, ProcOrigin::Mounted),
         };

@@ -5,17 +5,20 @@
 use std::ffi::OsString;
 use std::io::Read as _;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lxcfs_holder::HolderOptions;
+use lxcfs_holder::outside::{self, Hello};
 use lxcfs_tests::chaos;
 use lxcfs_tests::fixture::{Fixture, build_name};
 use lxcfs_tests::reader;
 use lxcfs_tests::serve::Served;
+use lxcfs_user::config::{Config, Settings};
+use lxcfs_user::daemon::server;
 use lxcfs_user::worker::{self, WorkerOptions};
 
 lxcfs_user::install_slot_allocator!();
@@ -32,11 +35,12 @@ fn main() -> ExitCode {
             }
             Err(lxcfs_holder::exec(&options).to_string())
         }),
-        Some("worker") => run_worker(),
+        Some("worker") => join_if_told(args.collect()).and_then(|()| run_worker()),
+        Some("serve") => serve(args.next().unwrap_or_default().into()),
         Some("read") => read(args.map(PathBuf::from).collect()),
         Some("waits") => waits(args.next().and_then(|word| word.to_str()?.parse().ok())),
         Some("chaos") => chaos(args.filter_map(|word| word.into_string().ok()).collect()),
-        _ => Err("usage: serve-fixture hold KEY=VALUE… | worker | read DIR THREADS REST_USEC | waits KILLS | chaos KILLS PAUSE_MSEC STANDBY READERS".to_owned()),
+        _ => Err("usage: serve-fixture hold KEY=VALUE… | worker | serve SOCKET | read DIR THREADS REST_USEC | waits KILLS | chaos KILLS PAUSE_MSEC STANDBY READERS".to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,6 +49,38 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// `lxcfs serve` with the fixture engine.
+fn serve(holder: PathBuf) -> Result<(), String> {
+    let settings = Settings {
+        mountpoint: Some("/nowhere".into()),
+        ..Settings::default()
+    };
+    let config = Config::new(&settings, Path::new("/")).map_err(|error| error.to_string())?;
+    server::run(&config, Some(holder), &[], Vec::new()).map_err(|error| format!("{error:#}"))
+}
+
+/// Joins a holder if the arguments of a worker say so.
+fn join_if_told(args: Vec<OsString>) -> Result<(), String> {
+    let value = |name: &str| {
+        let text: Vec<_> = args.iter().map(|word| word.to_string_lossy()).collect();
+        let inside = text.iter().find_map(|word| {
+            let value = word.strip_prefix(name)?.strip_prefix('=')?;
+            Some(value.to_owned())
+        });
+        let behind = text.iter().position(|word| word == name);
+        inside.or_else(|| Some(text.get(behind? + 1)?.clone().into_owned()))
+    };
+    let Some(holder) = value("--join") else {
+        return Ok(());
+    };
+    let hello = Hello {
+        server: value("--server").unwrap_or_default().parse()?,
+        crashed: value("--crashed").and_then(|pid| pid.parse().ok()),
+    };
+    let joined = outside::join(Path::new(&holder), &hello, |_why| ());
+    joined.map(drop).map_err(|error| error.to_string())
 }
 
 fn run_worker() -> Result<(), String> {

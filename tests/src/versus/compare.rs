@@ -121,6 +121,8 @@ pub(crate) fn differences(before: &Facts, ours: &Facts, after: &Facts) -> BTreeS
 struct Row {
     files: Vec<String>,
     lines: Vec<String>,
+    /// Of the lines, those that need not differ each time.
+    at_times: Vec<String>,
     versions: Vec<String>,
 }
 
@@ -128,7 +130,8 @@ struct Row {
 pub(crate) struct Documented(Vec<Row>);
 
 impl Documented {
-    /// Reads the table: files and lines in backquotes, `*` for any text, versions with layout.
+    /// Reads the table: files and lines in backquotes, `*` for any text, a question mark behind a
+    /// line that may be the same by chance, versions with layout.
     pub(crate) fn parse(document: &str) -> Self {
         let section = document
             .split("\n## ")
@@ -142,12 +145,21 @@ impl Documented {
                 .collect()
         };
         let rows = section.lines().filter(|line| line.starts_with("| `"));
+        let marked = |cell: &str| {
+            let parts: Vec<&str> = cell.split('`').collect();
+            let pairs = parts.windows(2).skip(1).step_by(2);
+            pairs
+                .filter(|pair| pair[1].starts_with('?'))
+                .map(|pair| pair[0].to_owned())
+                .collect()
+        };
         Self(
             rows.map(|row| {
                 let cells: Vec<&str> = row.split('|').map(str::trim).collect();
                 Row {
                     files: quoted(cells[1]),
                     lines: quoted(cells[2]),
+                    at_times: marked(cells[2]),
                     versions: cells[3].split(", ").map(str::to_owned).collect(),
                 }
             })
@@ -155,14 +167,46 @@ impl Documented {
         )
     }
 
-    fn explains(&self, version: &str, one: &Difference) -> bool {
-        let any = |patterns: &[String], text: &str| patterns.iter().any(|p| matches(p, text));
-        self.0.iter().any(|row| {
-            (row.versions == ["all"] || row.versions.iter().any(|v| v == version))
-                && any(&row.files, &one.file)
-                && any(&row.lines, &one.line)
+    /// The rows that hold for `version`.
+    fn rows<'a>(&'a self, version: &'a str) -> impl Iterator<Item = &'a Row> {
+        self.0.iter().filter(move |row| {
+            row.versions == ["all"] || row.versions.iter().any(|known| known == version)
         })
     }
+
+    fn explains(&self, version: &str, one: &Difference) -> bool {
+        let any = |patterns: &[String], text: &str| patterns.iter().any(|p| matches(p, text));
+        self.rows(version)
+            .any(|row| any(&row.files, &one.file) && any(&row.lines, &one.line))
+    }
+}
+
+/// What the table lists for `version` and nothing was found of: each line of a row, and each
+/// of its files, has to differ somewhere.
+pub(crate) fn no_longer_there(
+    documented: &Documented,
+    version: &str,
+    found: &BTreeSet<Difference>,
+) -> Vec<String> {
+    let among = |patterns: &[String], text: &str| patterns.iter().any(|p| matches(p, text));
+    let mut stale = Vec::new();
+    for row in documented.rows(version) {
+        let always = row.lines.iter().filter(|line| !row.at_times.contains(line));
+        let lines: Vec<&String> = always.collect();
+        let gone = lines.iter().filter(|line| {
+            let differs =
+                |one: &Difference| among(&row.files, &one.file) && matches(line, &one.line);
+            !found.iter().any(differs)
+        });
+        stale.extend(gone.map(|line| format!("{:?}: {line}", row.files)));
+        let gone = row.files.iter().filter(|file| {
+            let differs =
+                |one: &Difference| matches(file, &one.file) && among(&row.lines, &one.line);
+            !lines.is_empty() && !found.iter().any(differs)
+        });
+        stale.extend(gone.map(|file| format!("{file}: {:?}", row.lines)));
+    }
+    stale
 }
 
 /// What the table does not list, one line each: the line and both values.
@@ -193,5 +237,59 @@ fn matches(pattern: &str, text: &str) -> bool {
                 .filter(|at| rest.is_char_boundary(*at))
                 .any(|at| matches(tail, &rest[at..]))
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "# Page\n\n## Differences from C lxcfs\n\n| file | line | versions | why |\n\
+        |---|---|---|---|\n\
+        | `proc/a` | `One` `Two`? | all | x |\n\
+        | `sys/*` `proc/b` | `presence` | 7.0.0 v2 | x |\n\
+        | `proc/c` | `Three`? | all | x |\n\n## Next\n";
+
+    fn found(list: &[(&str, &str)]) -> BTreeSet<Difference> {
+        let difference = |(file, line): &(&str, &str)| Difference {
+            file: (*file).to_owned(),
+            line: (*line).to_owned(),
+            theirs: "1".to_owned(),
+            ours: "2".to_owned(),
+        };
+        list.iter().map(difference).collect()
+    }
+
+    #[test]
+    fn what_differs_and_is_not_listed_for_the_version_is_named() {
+        let table = Documented::parse(TABLE);
+        let all = [
+            ("proc/a", "One"),
+            ("proc/c", "Three"),
+            ("sys/x/y", "presence"),
+        ];
+        assert!(missing_from(&table, "7.0.0 v2", &found(&all)).is_empty());
+        let missing = missing_from(&table, "5.0.3 v1", &found(&all));
+        assert_eq!(missing, ["sys/x/y: presence: C lxcfs \"1\", ours \"2\""]);
+        assert_eq!(
+            missing_from(&table, "7.0.0 v2", &found(&[("proc/a", "Four")])).len(),
+            1
+        );
+    }
+
+    #[test]
+    fn what_is_listed_for_the_version_and_is_the_same_is_named() {
+        let table = Documented::parse(TABLE);
+        let seen = found(&[
+            ("proc/a", "One"),
+            ("sys/x", "presence"),
+            ("proc/b", "presence"),
+        ]);
+        let nothing: Vec<String> = Vec::new();
+        assert_eq!(no_longer_there(&table, "7.0.0 v2", &seen), nothing);
+        let seen = found(&[("proc/a", "Two"), ("sys/x", "presence")]);
+        let gone = no_longer_there(&table, "7.0.0 v2", &seen);
+        assert_eq!(gone, ["[\"proc/a\"]: One", "proc/b: [\"presence\"]"]);
+        assert_eq!(no_longer_there(&table, "5.0.3 v1", &seen).len(), 1);
     }
 }

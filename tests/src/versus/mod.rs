@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use compare::{Difference, Documented, differences, missing_from};
+use compare::{Difference, Documented, differences, missing_from, no_longer_there};
 use facts::{Facts, facts};
 use nix::mount::{MntFlags, umount2};
 use tempfile::TempDir;
@@ -190,7 +190,8 @@ fn look(
     found
 }
 
-/// Fails for every difference from C lxcfs that the table does not have.
+/// Fails for every difference from C lxcfs that the table does not have, and for every entry of
+/// the table that is none any more.
 ///
 /// `version` is how the table names it, as in `5.0.3 v2`.
 ///
@@ -239,6 +240,12 @@ pub fn compare_with(program: &str, version: &str) {
         unexplained.is_empty(),
         "not in the table \"Differences from C lxcfs\" of docs/virtual-files.md for {version}:\n{}",
         unexplained.join("\n")
+    );
+    let stale = no_longer_there(&documented, version, &found);
+    assert!(
+        stale.is_empty(),
+        "in that table for {version}, and the same now:\n{}",
+        stale.join("\n")
     );
     ours.stop();
 }

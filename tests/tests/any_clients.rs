@@ -19,7 +19,11 @@ struct Fixture {
 }
 
 fn fixture(name: &str) -> Fixture {
-    let lxcfs = Lxcfs::start::<&str>(&[]);
+    fixture_with(name, &[])
+}
+
+fn fixture_with(name: &str, options: &[&str]) -> Fixture {
+    let lxcfs = Lxcfs::start(options);
     let cgroup = TestCgroup::new(name);
     cgroup.limit_memory(LIMIT_KIB << 10);
     cgroup.limit_cpu(50_000, 100_000);
@@ -153,8 +157,59 @@ fn uptime_is_the_containers_age() {
         shown.contains("up 0 min") || shown.contains("up 1 min"),
         "{shown}"
     );
+}
+
+#[test]
+fn w_heads_its_list_with_the_containers_uptime_and_load() {
+    let at = fixture("w");
     let who = at.container.stdout(&["w"]);
-    assert!(who.contains("load average"), "{who}");
+    let load = at.container.read("/proc/loadavg");
+    let head = who.lines().next().unwrap();
+    assert!(
+        head.contains("up 0 min") || head.contains("up 1 min"),
+        "{head}"
+    );
+    let averages = numbers(head.split_once("load average").unwrap().1, "");
+    assert_eq!(averages, numbers(&load, "")[..3], "{head} against {load}");
+}
+
+/// What `ps` shows of a process that started a few seconds ago: seconds between now and the
+/// start it prints, and the seconds it prints as elapsed.
+fn started_and_elapsed(at: &Fixture) -> (f64, f64) {
+    let script = "sleep 1000 & sleep 3; \
+        started=$(date -d \"$(ps -o lstart= -p $!)\" +%s); now=$(date +%s); \
+        echo $((now - started)) $(ps -o etimes= -p $!); kill $!";
+    let text = at.container.stdout(&["sh", "-c", script]);
+    let words: Vec<f64> = text.split_whitespace().flat_map(str::parse).collect();
+    let [ago, elapsed] = words[..] else {
+        panic!("{text}")
+    };
+    (ago, elapsed)
+}
+
+/// Start times in `/proc/PID/stat` count from the machine's boot. `ps` adds them to `btime` for
+/// a start, which is right. For what has elapsed it takes them from the clock, or, before
+/// procps 4.0.3, from `/proc/uptime`, which is not right where that is the container's.
+#[test]
+fn ps_is_right_about_starts_and_about_elapsed_times_with_the_machines_uptime() {
+    let near = |seconds: f64| (2.0..60.0).contains(&seconds);
+    let at = fixture("started");
+    let version = at.container.stdout(&["ps", "--version"]);
+    let version: Vec<u32> = version
+        .split(|c: char| !c.is_ascii_digit())
+        .flat_map(str::parse)
+        .collect();
+    let asks_the_clock = version[..] >= [4, 0, 3][..];
+    let (ago, elapsed) = started_and_elapsed(&at);
+    assert!(near(ago), "{ago} s");
+    assert_eq!(
+        near(elapsed),
+        asks_the_clock,
+        "{elapsed} s: docs/virtual-files.md says otherwise of {version:?}"
+    );
+    let at = fixture_with("elapsed", &["--no-uptime"]);
+    let (ago, elapsed) = started_and_elapsed(&at);
+    assert!(near(ago) && near(elapsed), "{ago} s, {elapsed} s");
 }
 
 #[test]
@@ -243,6 +298,32 @@ fn busybox_free_asks_the_kernel_and_not_a_file() {
         mem[0] + mem[1] <= LIMIT_KIB as f64,
         "used and free of the container: {text}"
     );
+}
+
+/// The rows of "Clients that read no files" in docs/virtual-files.md: who asks the kernel
+/// learns of the machine.
+#[test]
+fn system_calls_answer_for_the_machine() {
+    let at = fixture("calls");
+    let script = "import os, time\n\
+        print(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 1024,\
+        len(os.sched_getaffinity(0)), time.clock_gettime(time.CLOCK_BOOTTIME))";
+    let read = |path: &str| std::fs::read_to_string(path).unwrap();
+    let boot_time = || numbers(&read("/proc/uptime"), "")[0];
+    let before = boot_time();
+    let text = at.container.stdout(&["/usr/bin/python3", "-c", script]);
+    let after = boot_time();
+    let [memory, cpus, boot] = numbers(&text, "")[..] else {
+        panic!("{text}")
+    };
+    assert_eq!(memory, numbers(&read("/proc/meminfo"), "MemTotal:")[0]);
+    assert_eq!(cpus, online_cpus_of_host() as f64);
+    assert!(
+        before <= boot && boot <= after + 0.01,
+        "{before} {boot} {after}"
+    );
+    let age = numbers(&at.container.read("/proc/uptime"), "")[0];
+    assert!(age < after, "while the file has the container's age: {age}");
 }
 
 #[test]

@@ -266,6 +266,29 @@ fn two_thousand_cgroups_below_a_container_are_served() {
 }
 
 #[test]
+fn a_container_a_hundred_levels_down_has_the_limits_at_the_top() {
+    let lxcfs = Lxcfs::start::<&str>(&[]);
+    let mut levels = vec![TestCgroup::new("deep")];
+    levels[0].limit_memory(96 << 20);
+    levels[0].limit_cpu(50_000, 100_000);
+    for _ in 0..100 {
+        let below = levels[levels.len() - 1].child("n");
+        levels.push(below);
+    }
+    let leaf = &levels[levels.len() - 1];
+    let container = Container::start(leaf, &lxcfs.mountpoint(), &Shape::default());
+    let total = container.stdout(&["grep", "MemTotal", "/proc/meminfo"]);
+    assert_eq!(total.split_whitespace().nth(1), Some("98304"), "{total}");
+    assert_eq!(container.read("/sys/devices/system/cpu/online"), "0\n");
+    // The tighter limit in the middle wins, as soon as it is there.
+    levels[50].limit_memory(64 << 20);
+    let total = container.stdout(&["grep", "MemTotal", "/proc/meminfo"]);
+    assert_eq!(total.split_whitespace().nth(1), Some("65536"), "{total}");
+    drop(container);
+    lxcfs.stop();
+}
+
+#[test]
 fn a_frozen_container_can_be_read_from_outside_and_thaws() {
     let lxcfs = Lxcfs::start::<&str>(&[]);
     let cgroup = TestCgroup::new("frozen");

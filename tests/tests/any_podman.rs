@@ -1,5 +1,5 @@
 //! The podman guard makes real containers with real limits and leaves nothing behind.
-// vm: 5.10/v2 7/v2 6.1/v1 6.1/hybrid
+// vm: all/v2 6.1/v1 6.1/hybrid
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;

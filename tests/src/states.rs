@@ -30,11 +30,11 @@ pub fn assert_off(lxcfs: &Lxcfs, feature: &str, reason: &str, remedy: &str) {
 
     let mount = format!("--mount={}", lxcfs.mountpoint().display());
     let doctor = said_by(&["doctor", &mount], lxcfs);
-    let (_, rows) = doctor
-        .split_once(feature)
-        .unwrap_or_else(|| panic!("no row {feature} in\n{doctor}"));
-    // The row and the line below it, with the remedy.
-    let row: Vec<&str> = rows.lines().take(2).collect();
+    // The row, which starts with a mark, and the line below it with the remedy.
+    let is_row = |line: &&str| line.split_whitespace().nth(1) == Some(feature);
+    let rows = doctor.lines().skip_while(|line| !is_row(line));
+    let row: Vec<&str> = rows.take(2).collect();
+    assert!(!row.is_empty(), "no row {feature} in\n{doctor}");
     let row = row.join(" ");
     assert!(
         row.contains("off: ") && row.contains(reason) && row.contains(remedy),

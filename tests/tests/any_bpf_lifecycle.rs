@@ -380,9 +380,13 @@ fn the_load_of_the_whole_machine_is_the_kernels_own() {
     // Whoever walks runs meanwhile, and counts itself.
     let own = ours() - first_of_ours * fades - (1.0 - fades);
     println!("in a minute: {kernel:.2} by the kernel, {own:.2} by the sampler");
-    // Two burners alone are 1.27; to miss one of them is to be off by 0.63.
+    // Two burners alone are 1.27; to miss one of them is to be off by 0.63. Threads of the kernel
+    // that are woken by the tick are seen rather by whoever is woken with them.
     assert!(own > 1.2, "{own}");
-    assert!((kernel - own).abs() < 0.5, "kernel {kernel}, own {own}");
+    assert!(
+        kernel - 0.4 < own && own < kernel + 0.6,
+        "kernel {kernel}, own {own}"
+    );
 }
 
 fn kernels_load() -> f64 {

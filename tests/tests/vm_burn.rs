@@ -90,14 +90,15 @@ fn a_burn_on_cpu_3_shows_on_one_cpu_and_an_idle_container_stays_idle() {
         wait_until("it burns", || usage_usec(&burning) > begun + 300_000);
 
         let from = usage_usec(&burning);
-        let seen = between(&one, || usage_usec(&burning) > from + 2_000_000);
+        let seen = between(&one, || usage_usec(&burning) > from + 8_000_000);
         println!("burning, {visible} CPUs: {seen:?}");
         assert_eq!(seen.len(), visible);
         let most = seen.iter().max_by_key(|ticks| ticks.busy).unwrap();
         let elsewhere: u64 = seen.iter().map(|ticks| ticks.busy).sum::<u64>() - most.busy;
-        // Two seconds, less what the first look itself took; elsewhere there are the looks only.
+        // Eight seconds, some of them the looks': processes in the container, which may run
+        // elsewhere and are slow on an emulated machine.
         assert!(
-            most.busy > 150 && elsewhere < most.busy / 4,
+            most.busy > 500 && elsewhere < most.busy / 3,
             "one CPU burns: {seen:?}"
         );
         if visible == 4 {
@@ -105,12 +106,11 @@ fn a_burn_on_cpu_3_shows_on_one_cpu_and_an_idle_container_stays_idle() {
         }
 
         let from = usage_usec(&host);
-        let seen = between(&other, || usage_usec(&host) > from + 3_000_000);
+        let seen = between(&other, || usage_usec(&host) > from + 12_000_000);
         println!("idle, {visible} CPUs: {seen:?}");
         assert_eq!(seen.len(), visible);
         let busy: u64 = seen.iter().map(|ticks| ticks.busy).sum();
         let all: u64 = seen.iter().map(|ticks| ticks.all).sum();
-        // A look is a process in the container, and slow on an emulated machine.
         assert!(busy < all / 5, "idle while the machine burns: {seen:?}");
     }
     lxcfs.stop();

@@ -43,7 +43,7 @@ fn rights_of(pid: u64) -> (String, Vec<u64>) {
         let line = status.lines().find_map(|line| line.strip_prefix(key));
         line.unwrap().trim().to_owned()
     };
-    let masks = ["CapPrm:", "CapEff:", "CapBnd:"].map(|key| of(key));
+    let masks = ["CapPrm:", "CapEff:", "CapBnd:"].map(of);
     let masks = masks
         .iter()
         .map(|mask| u64::from_str_radix(mask, 16).unwrap());

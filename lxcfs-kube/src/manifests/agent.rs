@@ -1,5 +1,6 @@
-//! The DaemonSets. One pod per node holds the daemon (a native sidecar, so that it starts
-//! first and ends last) and the agent that gives containers their views.
+//! The DaemonSets. In the simple profile one pod per node holds the daemon (a native sidecar, so
+//! that it starts first and ends last) and the agent that gives containers their views. With
+//! least privilege the daemon only holds the mount, and a server answers beside it.
 //!
 //! No lifecycle hooks and no shell: the daemon clears a dead mount itself, the agent heals
 //! before it says it is ready. Nothing is copied to the host. Pods mount the *parent* of
@@ -35,48 +36,54 @@ pub fn simple(options: &Options) -> Result<Vec<Value>, ManifestError> {
     Ok(objects)
 }
 
-/// Two DaemonSets: a privileged one that no update restarts by itself, and the agent with
-/// named capabilities, which may be updated at will without touching a mount.
+/// Three DaemonSets: a privileged one that only holds the mount and that no update restarts by
+/// itself, and two with named capabilities that may be updated at will without touching a mount.
 pub fn least_privilege(options: &Options) -> Result<Vec<Value>, ManifestError> {
     let on_delete = json!({"type": "OnDelete"});
     let rolling = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}});
-    let mut daemon = daemon(options)?;
-    // An ordinary container here: it is alone in its pod.
-    if let Some(daemon) = daemon.as_object_mut() {
-        daemon.remove("restartPolicy");
-    }
-    let agent = agent(
-        options,
-        json!({
-            "privileged": false,
-            "allowPrivilegeEscalation": false,
-            "capabilities": {"drop": ["ALL"], "add": pod::AGENT_CAPABILITIES},
-            // The default profile forbids mount(2).
-            "appArmorProfile": {"type": "Unconfined"},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        }),
-    )?;
+    // The next server takes over while the present one answers. Two agents at a time would put
+    // the same mounts into a spec.
+    let surge = json!({
+        "type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+    });
+    let pod = |container: Value| pod_spec(options, Vec::new(), vec![container]);
+    let agent = agent(options, confined(&pod::AGENT_CAPABILITIES))?;
     let mut objects = vec![
         account(options)?,
         daemon_set(
             options,
             "lxcfs-daemon",
             "daemon",
-            pod_spec(options, Vec::new(), vec![daemon])?,
+            pod(holder(options)?)?,
             on_delete,
         )?,
         daemon_set(
             options,
-            "lxcfs-agent",
-            "agent",
-            pod_spec(options, Vec::new(), vec![agent])?,
-            rolling,
+            "lxcfs-server",
+            "server",
+            pod(server(options)?)?,
+            surge,
         )?,
-        network_policy(options, "lxcfs-daemon", "daemon", &[DAEMON_PORT])?,
+        daemon_set(options, "lxcfs-agent", "agent", pod(agent)?, rolling)?,
+        network_policy(options, "lxcfs-daemon", "daemon", &[])?,
+        network_policy(options, "lxcfs-server", "server", &[DAEMON_PORT])?,
         network_policy(options, "lxcfs-agent", "agent", &[AGENT_PORT])?,
     ];
     start_taint::add(options, &mut objects)?;
     Ok(objects)
+}
+
+/// With these capabilities and no way to get others.
+fn confined(capabilities: &[&str]) -> Value {
+    json!({
+        "privileged": false,
+        "allowPrivilegeEscalation": false,
+        "capabilities": {"drop": ["ALL"], "add": capabilities},
+        // The default profile forbids mount(2) and looking at processes of other profiles.
+        "appArmorProfile": {"type": "Unconfined"},
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "readOnlyRootFilesystem": true,
+    })
 }
 
 fn account(options: &Options) -> Result<Value, ManifestError> {
@@ -137,25 +144,77 @@ fn pod_spec(
     Ok(spec)
 }
 
-/// Serves the mount; holder and workers are its children.
+/// Holds the mount and serves it; holder and workers are its children.
 fn daemon(options: &Options) -> Result<Value, ManifestError> {
-    let metrics = format!("--metrics=0.0.0.0:{DAEMON_PORT}");
-    let disable = format!("--disable={}", options.config.disable);
-    let mut command = vec!["lxcfs", metrics.as_str()];
-    if !options.config.disable.is_empty() {
-        command.push(&disable);
-    }
-    command.push(&options.config.mountpoint);
+    let command = answering(options, &["lxcfs"]);
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
     let mut container = container(options, "daemon", &command, DAEMON_PORT, ("100m", "64Mi"));
     container["restartPolicy"] = "Always".into();
-    // Opening /dev/fuse and propagating a mount to the node are for privileged containers.
+    mounting(options, &mut container)?;
+    Ok(container)
+}
+
+/// Holds the mount for a server, and does nothing else.
+fn holder(options: &Options) -> Result<Value, ManifestError> {
+    let mountpoint = options.config.mountpoint.as_str();
+    let command = ["lxcfs", "--workers=outside", mountpoint];
+    let mut container = container(options, "daemon", &command, DAEMON_PORT, ("50m", "32Mi"));
+    if let Some(fields) = container.as_object_mut() {
+        // It listens to no network, and nothing that a server does may restart it.
+        for name in ["ports", "startupProbe", "livenessProbe"] {
+            fields.remove(name);
+        }
+    }
+    container["readinessProbe"] = json!({
+        "exec": {"command": ["lxcfs", "probe", mountpoint]},
+        "timeoutSeconds": 3, "periodSeconds": 10, "failureThreshold": 3,
+    });
+    mounting(options, &mut container)?;
+    Ok(container)
+}
+
+/// Answers for the holder; two workers, and a process that replaces them.
+fn server(options: &Options) -> Result<Value, ManifestError> {
+    let command = answering(options, &["lxcfs", "serve"]);
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    let mut container = container(options, "server", &command, DAEMON_PORT, ("100m", "64Mi"));
+    if let Some(fields) = container.as_object_mut() {
+        // While there is no holder it waits, and the kubelet's back-off would outlast that. The
+        // holder finds out about workers that are stuck.
+        for name in ["startupProbe", "livenessProbe"] {
+            fields.remove(name);
+        }
+    }
+    container["securityContext"] = confined(&pod::SERVER_CAPABILITIES);
+    container["volumeMounts"] = json!([
+        {"name": "mounts", "mountPath": options.parent()?, "mountPropagation": "HostToContainer"},
+        {"name": "run", "mountPath": "/run/lxcfs"},
+        {"name": "cgroup", "mountPath": "/sys/fs/cgroup", "readOnly": true},
+    ]);
+    Ok(container)
+}
+
+/// The command of whoever answers readers.
+fn answering(options: &Options, program: &[&str]) -> Vec<String> {
+    let mut command: Vec<String> = program.iter().map(|word| (*word).to_owned()).collect();
+    command.push(format!("--metrics=0.0.0.0:{DAEMON_PORT}"));
+    if !options.config.disable.is_empty() {
+        command.push(format!("--disable={}", options.config.disable));
+    }
+    command.push(options.config.mountpoint.clone());
+    command
+}
+
+/// What mounting takes: opening /dev/fuse and propagating a mount to the node are for privileged
+/// containers.
+fn mounting(options: &Options, container: &mut Value) -> Result<(), ManifestError> {
     container["securityContext"] = json!({"privileged": true, "readOnlyRootFilesystem": true});
     container["volumeMounts"] = json!([
         {"name": "mounts", "mountPath": options.parent()?, "mountPropagation": "Bidirectional"},
         {"name": "run", "mountPath": "/run/lxcfs"},
         {"name": "cgroup", "mountPath": "/sys/fs/cgroup", "readOnly": true},
     ]);
-    Ok(container)
+    Ok(())
 }
 
 /// Finds containers and gives them their views.
@@ -235,6 +294,12 @@ fn network_policy(
         .iter()
         .map(|port| json!({"protocol": "TCP", "port": port}))
         .collect();
+    // No ports in a rule would be all of them.
+    let ingress = if ports.is_empty() {
+        json!([])
+    } else {
+        json!([{"ports": ports}])
+    };
     // Probes and scrapers in, nothing out.
     typed::<NetworkPolicy>(json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
@@ -242,7 +307,7 @@ fn network_policy(
         "spec": {
             "podSelector": {"matchLabels": selector(component)},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"ports": ports}],
+            "ingress": ingress,
         },
     }))
 }

@@ -124,7 +124,7 @@ pub enum Part {
     Namespace,
     /// The daemon and the agent in one DaemonSet, both privileged.
     AgentSimple,
-    /// The daemon privileged and never restarted by an update, the agent with capabilities.
+    /// A privileged holder that no update restarts, server and agent with capabilities.
     AgentLeastPrivilege,
     /// The webhook with self-managed certificates.
     Webhook,

@@ -19,6 +19,7 @@ pub fn objects(options: &Options) -> Result<Vec<Value>, ManifestError> {
     };
     Ok(vec![
         monitor("lxcfs-daemon", "daemon"),
+        monitor("lxcfs-server", "server"),
         monitor("lxcfs-agent", "agent"),
         monitor("lxcfs-webhook", "webhook"),
         json!({

@@ -100,7 +100,10 @@ fn one_container_has_the_token_and_only_where_it_was_asked_for() {
         let find = |kind: &str| {
             let mut found = objects.iter().filter(|object| object["kind"] == kind);
             found
-                .find(|object| object["metadata"]["name"] != "lxcfs-daemon")
+                .find(|object| {
+                    let name = &object["metadata"]["name"];
+                    name != "lxcfs-daemon" && name != "lxcfs-server"
+                })
                 .unwrap()
         };
         assert_eq!(

@@ -152,9 +152,7 @@ pub struct UpgradeArgs {
     version,
     disable_version_flag = true,
     args_override_self = true,
-    after_help = "Needs SYS_PTRACE, DAC_READ_SEARCH, BPF and PERFMON, no particular user, and the host's PID \
-                  namespace. May be killed at any time: readers wait for the next one. A second server \
-                  that is started beside a first takes its place."
+    after_help = "Needs SYS_PTRACE, DAC_READ_SEARCH, BPF and PERFMON, no particular user, and the host's PID namespace. May be killed at any time: readers wait for the next one. A second server that is started beside a first takes its place."
 )]
 pub struct ServerArgs {
     /// The holder's socket [default: RUNTIME_DIR/lxcfs/workers.sock]
@@ -164,7 +162,6 @@ pub struct ServerArgs {
     #[command(flatten)]
     pub serve: ServeArgs,
 }
-
 /// `lxcfs worker`.
 #[derive(Debug, Args)]
 #[command(

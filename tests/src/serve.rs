@@ -3,6 +3,7 @@
 //! Guards: what is mounted and started ends with them, also when a test fails.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -12,7 +13,7 @@ use lxcfs_holder::control::{Request, ask};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::fixture::CONTROL_DIR;
+use crate::fixture::{CONTROL_DIR, FIRST_BUILD, OTHER_BUILD};
 
 /// Most time anything here may take, on a loaded and emulated machine, before the test says that
 /// it hangs.
@@ -180,6 +181,31 @@ impl Served {
             self.try_status()
                 .is_some_and(|s| s.number("serving") == 1 && s.number("holder") == pid)
         });
+    }
+
+    /// A second program, which differs from the first in what it says about itself.
+    ///
+    /// # Panics
+    /// When there is no room for it.
+    pub fn another_build(&self) -> PathBuf {
+        let path = self.dir().join("serve-fixture-2");
+        let mut bytes = std::fs::read(fixture_binary())
+            .unwrap_or_else(|error| panic!("no program to copy: {error}"));
+        let found: Vec<usize> = bytes
+            .windows(FIRST_BUILD.len())
+            .enumerate()
+            .filter(|(_, window)| *window == FIRST_BUILD.as_bytes())
+            .map(|(at, _)| at)
+            .collect();
+        assert!(!found.is_empty(), "{FIRST_BUILD} is not in the program");
+        for at in found {
+            bytes[at..at + OTHER_BUILD.len()].copy_from_slice(OTHER_BUILD.as_bytes());
+        }
+        let mode = std::fs::Permissions::from_mode(0o755);
+        let written =
+            std::fs::write(&path, bytes).and_then(|()| std::fs::set_permissions(&path, mode));
+        written.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        path
     }
 
     /// Where it is mounted.

@@ -1,20 +1,25 @@
 //! Readers never notice that workers or the holder die. `native_failover.rs`
 //! has what depends on speed or on the defaults of the holder's bounds.
-// vm: all/v2 timeout=600
+// vm: all/v2 timeout=1200
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use lxcfs_holder::control::Request;
 use lxcfs_tests::chaos::{self, Plan};
 use lxcfs_tests::fixture::{
-    CONSTANT_BYTES, GENERATION_LINES, POISON, check_generation, constant_text,
+    CONSTANT_BYTES, FIRST_BUILD, GENERATION_LINES, OTHER_BUILD, POISON, check_generation,
+    constant_text,
 };
-use lxcfs_tests::serve::{Readers, Served, comm, eventually};
+use lxcfs_tests::serve::{Readers, Served, comm, eventually, fixture_binary};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+const KILLS: u32 = 200;
 
 /// Without the bounds that an emulated machine under load could exceed for no fault of ours.
 fn patient() -> Served {
@@ -28,7 +33,7 @@ fn patient() -> Served {
 fn killed_workers_are_not_noticed() {
     let served = patient();
     let plan = Plan {
-        kills: 60,
+        kills: KILLS,
         pause: Duration::from_millis(30),
         processes: 4,
         threads: 16,
@@ -39,7 +44,83 @@ fn killed_workers_are_not_noticed() {
     served.assert_unharmed(&outcome.seen);
     assert!(outcome.replayed > 0, "no request was in flight at any kill");
     // A slow machine may replace a late worker, too.
-    assert!(served.status().number("worker_deaths") >= 60);
+    assert!(served.status().number("worker_deaths") >= u64::from(KILLS));
+}
+
+struct Raise<'a>(&'a AtomicBool);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// All at once: kills, upgrades between two builds, new holders, and a request that crashes every
+/// worker, again and again.
+#[test]
+fn kills_amid_upgrades_new_holders_and_poison_are_not_noticed() {
+    let mut served = patient();
+    let builds = [
+        (served.another_build(), OTHER_BUILD),
+        (fixture_binary(), FIRST_BUILD),
+    ];
+    let readers = [(); 2].map(|()| Readers::start(&served.mount(), 16));
+    let stop = AtomicBool::new(false);
+    let poisoned = served.file("proc/vmstat");
+    std::thread::scope(|scope| {
+        let poison = scope.spawn(|| {
+            let mut refused = 0;
+            while !stop.load(Ordering::Relaxed) {
+                match fs::read(&poisoned) {
+                    Ok(text) => assert_eq!(text, constant_text(CONSTANT_BYTES)),
+                    Err(error) => {
+                        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+                        refused += 1;
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            refused
+        });
+        // Also when an assertion fails below: the scope waits for the thread.
+        let done = Raise(&stop);
+        for round in 0..12 {
+            served.tell(POISON);
+            for _ in 0..3 {
+                served.kill_worker();
+            }
+            if round % 3 == 2 {
+                // A worker that crashes while there is no holder is the loss of all processes.
+                served.untell(POISON);
+                assert_eq!(
+                    fs::read(served.file("proc/vmstat")).unwrap(),
+                    constant_text(CONSTANT_BYTES)
+                );
+                served.signal_holder(Signal::SIGKILL);
+                served.wait_holder();
+                served.start_holder();
+                continue;
+            }
+            let (build, name) = &builds[round % 2];
+            // An upgrade whose first worker is given the poison is refused, and tried again.
+            eventually("the upgrade", || {
+                let asked = Request::Upgrade(build.clone());
+                served.ask(&asked).is_ok_and(|answer| answer.is_ok())
+            });
+            eventually("the other build answers", || {
+                let asked = Request::Command("who".to_owned());
+                let told = served.ask(&asked).ok().and_then(Result::ok);
+                told.is_some_and(|told| told.ends_with(name))
+            });
+        }
+        drop(done);
+        let refused = poison.join().unwrap();
+        println!("{refused} poison requests refused");
+        assert!(refused > 0);
+    });
+    for readers in readers {
+        served.assert_unharmed(&readers.finish());
+    }
 }
 
 #[test]

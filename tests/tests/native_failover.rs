@@ -1,8 +1,6 @@
 //! Readers never notice that workers die: kills, crashes, hangs, upgrades, loss of the holder.
 
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -119,30 +117,11 @@ fn a_stuck_worker_is_replaced_by_the_watchdog() {
     );
 }
 
-/// A second program, which differs from the first in what it says about itself.
-fn another_build(served: &Served) -> PathBuf {
-    let path = served.dir().join("serve-fixture-2");
-    let mut bytes = fs::read(fixture_binary()).expect("the program");
-    let found: Vec<usize> = bytes
-        .windows(FIRST_BUILD.len())
-        .enumerate()
-        .filter(|(_, window)| *window == FIRST_BUILD.as_bytes())
-        .map(|(at, _)| at)
-        .collect();
-    assert!(!found.is_empty(), "{FIRST_BUILD} is not in the program");
-    for at in found {
-        bytes[at..at + OTHER_BUILD.len()].copy_from_slice(OTHER_BUILD.as_bytes());
-    }
-    fs::write(&path, bytes).expect("room for a copy");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a mode");
-    path
-}
-
 #[test]
 fn upgrades_between_two_builds_are_not_noticed() {
     let served = Served::start();
     let builds = [
-        (another_build(&served), OTHER_BUILD),
+        (served.another_build(), OTHER_BUILD),
         (fixture_binary(), FIRST_BUILD),
     ];
     let holder = served.holder();
@@ -197,7 +176,7 @@ fn a_failed_upgrade_leaves_the_old_program_serving() {
         assert!(refused.contains(path), "{refused}");
     }
     served.tell(BROKEN);
-    let build = another_build(&served);
+    let build = served.another_build();
     served.ask(&Request::Upgrade(build)).unwrap().unwrap_err();
     served.untell(BROKEN);
     assert_eq!(served.status().text("program"), program);

@@ -108,6 +108,7 @@ impl Holder {
                 worker.pid
             ));
             worker.kill_and_wait();
+            self.disappoint();
         }
         let mut orphans = self.state.harvest(cause);
         orphans.extend(self.state.backlog());

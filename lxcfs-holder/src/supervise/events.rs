@@ -239,6 +239,7 @@ impl Holder {
         }
         self.last_death = self.active.as_ref().map(|worker| worker.pid);
         self.leaving.extend(self.active.take());
+        self.disappoint();
         self.deaths += 1;
         self.down = Some((Instant::now(), Cause::Killed));
         self.orphans_answered = false;
@@ -247,6 +248,14 @@ impl Holder {
         self.upgrade_lost_active();
         self.cover();
         true
+    }
+
+    /// Tells those whose question died with the worker. The next one's answers are not for them.
+    pub(super) fn disappoint(&mut self) {
+        for client in self.asking.drain(..) {
+            let why = "the worker ended before it answered; ask again";
+            answer(&client, &Err(why.to_owned()));
+        }
     }
 
     /// Collects workers that were relieved and have ended.
@@ -286,6 +295,7 @@ impl Holder {
             }
             return;
         }
+        self.disappoint();
         self.deaths += 1;
         self.last_death = Some(worker.pid);
         let cause = if worker.stuck {

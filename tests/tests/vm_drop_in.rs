@@ -2,7 +2,7 @@
 //! DaemonSets, `docker run -v` lines, the script that mounts again after a restart.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "vm-tests")]
-// vm: 6.12/v2 systemd swap=512
+// vm: 6.12/v2 systemd
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -6,11 +6,12 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use lxcfs_tests::container::Shape;
 use lxcfs_tests::serve::{comm, eventually};
+use lxcfs_tests::steady::Steady;
 use lxcfs_tests::{Container, Lxcfs, TestCgroup, lxcfs_binary, stdout_of};
 
 const UNIT: &str = include_str!("../../deploy/systemd/lxcfs.service");
@@ -53,7 +54,9 @@ impl Service {
         fs::write(UNIT_FILE, UNIT).unwrap();
         systemctl(&["daemon-reload"]);
         let service = Self;
-        systemctl(&["start", "lxcfs"]);
+        // Wanted by a target, the unit stays in systemd's memory while it is stopped, and its
+        // descriptors with it. See the last test.
+        systemctl(&["enable", "--now", "lxcfs"]);
         service
     }
 
@@ -75,72 +78,12 @@ impl Drop for Service {
         for arguments in [
             vec!["stop", "lxcfs"],
             vec!["clean", "--what=fdstore", "lxcfs"],
+            vec!["disable", "lxcfs"],
         ] {
             let _reported_by_the_test = Command::new("systemctl").args(arguments).status();
         }
         let _gone = fs::remove_file(UNIT_FILE);
         let _gone = Command::new("systemctl").arg("daemon-reload").status();
-    }
-}
-
-/// A container that reads in a loop and writes down what went wrong.
-struct Loop {
-    directory: tempfile::TempDir,
-}
-
-impl Loop {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        Self { directory }
-    }
-
-    fn script(&self) -> String {
-        let total = LIMIT >> 10;
-        format!(
-            "cd '{}'; n=0; \
-             while [ ! -e stop ]; do \
-               for f in meminfo stat uptime loadavg; do \
-                 cat /proc/$f >$f 2>>errors || echo \"$f failed\" >>errors; \
-               done; \
-               grep -q '^MemTotal: *{total} kB$' meminfo || cat meminfo >>errors; \
-               n=$((n+1)); echo $n >progress; \
-             done; cat errors",
-            self.directory.path().display()
-        )
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn rounds(&self) -> u64 {
-        let text = fs::read_to_string(self.file("progress")).unwrap_or_default();
-        text.trim().parse().unwrap_or(0)
-    }
-
-    /// Waits until rounds that began after this call are done.
-    fn goes_on(&self, after: &str) {
-        // The file may be caught while it is empty, which reads as 0: never as too many.
-        let before = self.rounds();
-        eventually(&format!("the container reads on after {after}"), || {
-            self.rounds() >= before + 3
-        });
-        let errors = fs::read_to_string(self.file("errors")).unwrap_or_default();
-        assert_eq!(errors, "", "after {after}");
-        assert!(is_mounted(), "no mount after {after}");
-        println!("{after}: {} rounds so far, no error", self.rounds());
-    }
-}
-
-/// Ends the loop, also when the test fails.
-struct Stop<'a>(&'a Loop);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- journal of the unit\n{}", journal());
-        }
-        fs::write(self.0.file("stop"), "").unwrap();
     }
 }
 
@@ -162,18 +105,18 @@ fn restart_death_and_upgrade_are_not_noticed_and_stop_is_clean() {
     let cgroup = TestCgroup::new("systemd");
     cgroup.limit_memory(LIMIT);
     let container = Container::start(&cgroup, Path::new(MOUNTPOINT), &Shape::default());
-    let reading = Loop::new();
     std::thread::scope(|scope| {
-        let script = reading.script();
-        let container = &container;
-        let reader = scope.spawn(move || container.stdout(&["sh", "-c", &script]));
-        let stop = Stop(&reading);
-        reading.goes_on("start");
+        let reading = Steady::start(scope, &container, &[LIMIT >> 10]);
+        let goes_on = |after: &str| {
+            reading.goes_on(after);
+            assert!(is_mounted(), "no mount after {after}");
+        };
+        goes_on("start");
         for round in 1..=3 {
             let before = service.main_pid();
             systemctl(&["restart", "lxcfs"]);
             assert_ne!(service.main_pid(), before);
-            reading.goes_on(&format!("restart {round}"));
+            goes_on(&format!("restart {round}"));
         }
         for round in 1..=3 {
             let before = service.main_pid();
@@ -182,7 +125,7 @@ fn restart_death_and_upgrade_are_not_noticed_and_stop_is_clean() {
             eventually("systemd starts it again", || {
                 service.property("ActiveState") == "active" && service.main_pid() != before
             });
-            reading.goes_on(&format!("death {round} of the main process"));
+            goes_on(&format!("death {round} of the main process"));
         }
         for round in 1..=2 {
             let before = service.main_pid();
@@ -193,16 +136,16 @@ fn restart_death_and_upgrade_are_not_noticed_and_stop_is_clean() {
                 fs::metadata(format!("/proc/{before}/exe")).is_ok_and(|exe| exe.ino() == wanted)
             });
             assert_eq!(service.main_pid(), before, "upgraded in place");
-            reading.goes_on(&format!("upgrade {round}"));
+            goes_on(&format!("upgrade {round}"));
         }
         // Reads wait for the next start.
         systemctl(&["stop", "lxcfs"]);
         assert!(!is_mounted());
+        assert_eq!(service.property("NFileDescriptorStore"), "3");
         std::thread::sleep(std::time::Duration::from_secs(2));
         systemctl(&["start", "lxcfs"]);
-        reading.goes_on("stop and start");
-        drop(stop);
-        assert_eq!(reader.join().unwrap(), "");
+        goes_on("stop and start");
+        reading.stop();
     });
     drop(container);
     let workers = service.main_pid();
@@ -212,6 +155,35 @@ fn restart_death_and_upgrade_are_not_noticed_and_stop_is_clean() {
     assert_eq!(service.property("ExecMainStatus"), "0");
     assert_eq!(service.property("ExecMainCode"), "1", "exited, not killed");
     assert_eq!(comm(workers), None);
+}
+
+/// systemd forgets a stopped unit that no other unit refers to, and closes what it kept for it,
+/// whatever FileDescriptorStorePreserve= says. Nobody is told; the next start heals the containers.
+#[test]
+fn a_unit_that_is_not_enabled_loses_its_descriptors_by_a_stop_and_the_next_start_heals() {
+    let service = Service::start();
+    let cgroup = TestCgroup::new("forgotten");
+    cgroup.limit_memory(LIMIT);
+    let container = Container::start(&cgroup, Path::new(MOUNTPOINT), &Shape::default());
+    let wanted = format!("MemTotal:{:>15} kB", LIMIT >> 10);
+    assert!(container.read("/proc/meminfo").starts_with(&wanted));
+    systemctl(&["disable", "lxcfs"]);
+    systemctl(&["restart", "lxcfs"]);
+    assert!(
+        container.read("/proc/meminfo").starts_with(&wanted),
+        "restart keeps them"
+    );
+    systemctl(&["stop", "lxcfs"]);
+    eventually("systemd forgets the unit", || {
+        let output = container.run(&["cat", "/proc/meminfo"]);
+        String::from_utf8_lossy(&output.stderr).contains("Transport endpoint is not connected")
+    });
+    assert_eq!(service.property("NFileDescriptorStore"), "0");
+    systemctl(&["start", "lxcfs"]);
+    eventually("the start heals the container", || {
+        let output = container.run(&["cat", "/proc/meminfo"]);
+        output.status.success() && output.stdout.starts_with(wanted.as_bytes())
+    });
 }
 
 /// Name and state of every feature of the daemon in `runtime_dir`.

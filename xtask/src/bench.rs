@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long)]
     ebpf: bool,
     /// Further arguments for the benchmark program: --rounds N, --containers N, and the
-    /// benchmarks to run (reads, throughput, scale, start, syscalls; all when none is named).
+    /// benchmarks to run (reads, throughput, contention, scale, start, syscalls; all when none is named).
     /// With --ebpf: --rounds N, --cgroups N, --threads N, --round-trips N.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<String>,

@@ -4,6 +4,7 @@
 //! Run through `cargo xtask bench`, which builds a release `lxcfs` and fetches the peer.
 
 mod container;
+mod contention;
 mod daemons;
 mod null;
 mod probe;
@@ -57,7 +58,7 @@ pub(crate) struct RunArgs {
     /// Largest number of containers of the scaling run.
     #[arg(long, default_value_t = 1000)]
     containers: u32,
-    /// Which ones: reads, throughput, scale, start, syscalls.
+    /// Which ones: reads, throughput, contention, scale, start, syscalls.
     names: Vec<String>,
 }
 

@@ -13,14 +13,15 @@ use anyhow::{Context, Result, bail};
 /// What to time.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct ProbeArgs {
-    /// `orc` (open+read+close), `pread` (kept fd), `threads:N` (N preading threads) or
-    /// `count:N` (exactly N times open+read+close, once warmed, for counting).
+    /// `orc` (open+read+close), `pread` (kept fd), `paced` (one pread after a pause),
+    /// `threads:N` (N preading threads) or `count:N` (exactly N times open+read+close, once
+    /// warmed, for counting).
     #[arg(long)]
     mode: String,
     /// Rounds.
     #[arg(long)]
     rounds: u32,
-    /// Time per path and round, in milliseconds.
+    /// Time per path and round, or the pause, in milliseconds.
     #[arg(long, default_value_t = 30)]
     slice_ms: u64,
     /// The files.
@@ -35,6 +36,7 @@ pub(crate) fn run(args: &ProbeArgs) -> Result<()> {
             let nsec = match args.mode.split_once(':') {
                 None if args.mode == "orc" => open_read_close(path, slice)?,
                 None if args.mode == "pread" => kept_pread(path, slice)?,
+                None if args.mode == "paced" => paced(path, slice)?,
                 Some(("threads", count)) => threads(path, count.parse()?, slice)?,
                 Some(("count", count)) => counted(path, count.parse()?)?,
                 _ => bail!("unknown mode {}", args.mode),
@@ -81,6 +83,18 @@ fn kept_pread(path: &Path, slice: Duration) -> Result<u64> {
             .with_context(|| path.display().to_string())?;
         Ok(())
     })
+}
+
+/// Nanoseconds of one pread of a file that was opened before a pause.
+fn paced(path: &Path, pause: Duration) -> Result<u64> {
+    let mut buffer = vec![0; 16 << 10];
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    std::thread::sleep(pause);
+    let start = Instant::now();
+    let got = file.read_at(&mut buffer, 0);
+    let nsec = start.elapsed().as_nanos() as u64;
+    anyhow::ensure!(got? > 0, "{} is empty", path.display());
+    Ok(nsec)
 }
 
 fn per_read(slice: Duration, mut read: impl FnMut() -> Result<()>) -> Result<u64> {

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 
 use crate::RunArgs;
 use crate::container::Cgroup;
+use crate::contention;
 use crate::daemons::Server;
 use crate::report::{Table, median, ratio, usec};
 
@@ -33,6 +34,11 @@ type Bench = fn(&RunArgs, &Path) -> Result<()>;
 const ALL: &[(&str, &str, Bench)] = &[
     ("reads", "one read of each file, on one CPU", reads),
     ("throughput", "16 readers at once", throughput),
+    (
+        "contention",
+        "a reader beside one that reads without a pause",
+        contention::run,
+    ),
     ("scale", "1, 100, … containers", scale),
     ("start", "start to first answer", start),
     ("syscalls", "system calls per read", syscalls),
@@ -73,7 +79,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
 }
 
 /// Medians, in the order of `paths`.
-fn probe(
+pub(crate) fn probe(
     cgroup: &Cgroup,
     mode: &str,
     rounds: u32,
@@ -105,7 +111,8 @@ fn probe(
         .collect())
 }
 
-fn peer(args: &RunArgs, base: &Path) -> Result<Option<Server>> {
+/// C lxcfs, if there is one to run.
+pub(crate) fn peer(args: &RunArgs, base: &Path) -> Result<Option<Server>> {
     match (&args.peer, &args.peer_lib) {
         (Some(program), Some(lib)) => Ok(Some(Server::peer(program, lib, base)?)),
         _ => Ok(None),

@@ -207,7 +207,10 @@ impl Session {
     }
 
     fn receive(&self) -> Result<Vec<u8>, ServeError> {
-        let mut answer = vec![0; MAX_ANSWER];
+        // Of its size, not of the largest: readers wait, and a megabyte of zeroes costs as much
+        // as all else.
+        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+        let mut answer = Vec::new();
         loop {
             let mut poll = [PollFd::new(self.ours.as_fd(), PollFlags::POLLIN)];
             if nix::poll::poll(&mut poll, ANSWER_BOUND_MSEC) == Ok(0) {
@@ -215,6 +218,8 @@ impl Session {
                     "fuser did not answer a request in time",
                 ));
             }
+            let length = recv(self.ours.as_raw_fd(), &mut [0; 1], peek);
+            answer.resize(length.unwrap_or(0).clamp(1, MAX_ANSWER), 0);
             match recv(self.ours.as_raw_fd(), &mut answer, MsgFlags::empty()) {
                 Ok(0) => return Err(ServeError::Assumption("fuser closed its descriptor")),
                 Ok(length) => {

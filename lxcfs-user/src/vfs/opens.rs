@@ -205,6 +205,14 @@ impl SnapshotTable {
             .collect();
     }
 
+    /// Makes the entries present in this process: [`recover`](Self::recover) runs while readers
+    /// wait, and page faults would be most of it.
+    pub fn make_present(&self) {
+        for entry in self.entries() {
+            std::hint::black_box(entry.handle.load(Ordering::Relaxed));
+        }
+    }
+
     fn entries(&self) -> &[Entry] {
         if self.chunks == 0 {
             return &[];

@@ -4,11 +4,13 @@
 mod standalone;
 mod store;
 
+use std::fmt::Write as _;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use lxcfs_common::catalogue::{CATALOGUE, Kind, Node};
 use lxcfs_holder::channel::{Order, Report, hear, say};
@@ -175,6 +177,10 @@ impl Worker {
                 source,
             })?;
         let journal = Arc::new(store::Journal::new(state.clone()));
+        journal.make_present();
+        if let Some(table) = &table {
+            table.make_present();
+        }
         let triggers = Triggers::new(journal, Arc::new(DeviceWake(duplicate)));
         let vfs = Arc::new(Vfs::new(engine.clone(), opens, triggers.clone()));
         let header = state.header();
@@ -289,19 +295,24 @@ impl Worker {
 
     /// Takes the connection over: nothing of the previous worker runs any more.
     fn activate(self, cause: Cause, on_takeover: Option<OnTakeover>) -> Result<Self, WorkerError> {
+        let mut phases = Phases::new();
         store::adopt(&self.state);
         if let Some(on_takeover) = on_takeover {
             on_takeover(&HistoryStore::new(self.state.clone()));
         }
+        phases.end("history");
         if let Some(table) = &self.table {
             table.recover();
         }
+        phases.end("open files");
         for unique in self.state.harvest(cause) {
             self.refuse(unique);
         }
         self.server.adopt_slots()?;
+        phases.end("slots");
         // Before the first request: a poll must find its trigger.
         self.triggers.recover(&*self.engine);
+        phases.end("triggers");
         let (mut replayed, mut poisoned) = (0, 0);
         for unique in self.state.backlog() {
             match self.state.start(unique) {
@@ -323,13 +334,17 @@ impl Worker {
             }
             self.state.finish(unique);
         }
+        phases.end("replay");
         self.server.go_live(&self.device)?;
+        phases.end("loops");
         let header = self.state.header();
         header
             .serving_since_nsec
             .store(monotonic_nsec(), Ordering::Relaxed);
         self.report(&Report::Serving { replayed, poisoned });
         self.calm_down();
+        // Not before: writing a line may take longer than all of it.
+        phases.log(replayed);
         Ok(self)
     }
 
@@ -388,6 +403,43 @@ impl Worker {
             on_orphaned();
         }
         self.server.join();
+    }
+}
+
+/// What the time from the order to serve went into.
+struct Phases {
+    began: Instant,
+    ends: [Option<(&'static str, Duration)>; 6],
+}
+
+impl Phases {
+    fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            ends: [None; 6],
+        }
+    }
+
+    /// The phase up to now has this name.
+    fn end(&mut self, name: &'static str) {
+        if let Some(free) = self.ends.iter_mut().find(|end| end.is_none()) {
+            *free = Some((name, self.began.elapsed()));
+        }
+    }
+
+    fn log(&self, replayed: u64) {
+        let mut text = String::new();
+        let mut before = Duration::ZERO;
+        for (name, end) in self.ends.iter().flatten() {
+            let usec = end.saturating_sub(before).as_micros();
+            let _ = write!(text, ", {name} {usec} us");
+            before = *end;
+        }
+        tracing::debug!(
+            replayed,
+            "serving {} us after the order{text}",
+            before.as_micros()
+        );
     }
 }
 

@@ -97,6 +97,14 @@ impl Journal {
         }
     }
 
+    /// Makes the places present in this process: [`all`](TriggerJournal::all) is asked while
+    /// readers wait, and page faults would be most of it.
+    pub(super) fn make_present(&self) {
+        for place in self.places() {
+            std::hint::black_box(Self::key(place).load(Ordering::Relaxed));
+        }
+    }
+
     fn places(&self) -> impl Iterator<Item = NonNull<Place>> {
         let region = self.state.region(RegionId::Triggers);
         let (base, len) = region.map_or((NonNull::dangling(), 0), |(base, len, _)| (base, len));
@@ -158,6 +166,7 @@ impl TriggerJournal for Journal {
     fn all(&self) -> Vec<Record> {
         let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.places()
+            .filter(|place| Self::key(*place).load(Ordering::Acquire) != 0)
             .filter_map(|place| {
                 // SAFETY: inside the region; Place is plain data; the lock keeps writers out.
                 let found = unsafe { place.as_ptr().read() };

@@ -84,6 +84,13 @@ fn join_if_told(args: Vec<OsString>) -> Result<(), String> {
 }
 
 fn run_worker() -> Result<(), String> {
+    if std::env::var_os("LXCFS_FIXTURE_DEBUG").is_some() {
+        // Where the time of a take-over goes, for `serve-fixture waits`.
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_writer(std::io::stderr)
+            .init();
+    }
     let engine = Arc::new(Fixture::from_env()?);
     let on_command = |text: &str| Ok(format!("heard {text}, {}", build_name()));
     let options = WorkerOptions {

@@ -341,7 +341,12 @@ impl Served {
     /// # Panics
     /// When nobody serves in time.
     pub fn kill_worker(&self) -> (Duration, bool) {
-        let before = self.status();
+        // Right after a crash there may be none, and 0 would be our own process group.
+        let mut before = self.status();
+        eventually("a worker", || {
+            before = self.status();
+            before.number("worker") > 0
+        });
         let (pid, warm) = (before.number("worker"), before.number("standby_ready") == 1);
         let killed_at = monotonic_nsec();
         let _already_dead = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);

@@ -40,10 +40,11 @@ fn cpus(container: &Container) -> Vec<Ticks> {
         .collect()
 }
 
-/// What each CPU did between two looks, the second taken when `enough` time has been used.
-fn between(container: &Container, enough: impl Fn() -> bool) -> Vec<Ticks> {
+/// What each CPU did between two looks, while `cgroup` used so much time.
+fn between(container: &Container, cgroup: &TestCgroup, usec: u64) -> Vec<Ticks> {
     let before = cpus(container);
-    wait_until("enough is burnt", enough);
+    let from = usage_usec(cgroup);
+    wait_until("enough is burnt", || usage_usec(cgroup) > from + usec);
     let after = cpus(container);
     assert_eq!(before.len(), after.len());
     let pairs = before.into_iter().zip(after);
@@ -89,8 +90,7 @@ fn a_burn_on_cpu_3_shows_on_one_cpu_and_an_idle_container_stays_idle() {
         let begun = usage_usec(&burning);
         wait_until("it burns", || usage_usec(&burning) > begun + 300_000);
 
-        let from = usage_usec(&burning);
-        let seen = between(&one, || usage_usec(&burning) > from + 8_000_000);
+        let seen = between(&one, &burning, 8_000_000);
         println!("burning, {visible} CPUs: {seen:?}");
         assert_eq!(seen.len(), visible);
         let most = seen.iter().max_by_key(|ticks| ticks.busy).unwrap();
@@ -105,8 +105,7 @@ fn a_burn_on_cpu_3_shows_on_one_cpu_and_an_idle_container_stays_idle() {
             assert_eq!(most.cpu, 3, "{seen:?}");
         }
 
-        let from = usage_usec(&host);
-        let seen = between(&other, || usage_usec(&host) > from + 12_000_000);
+        let seen = between(&other, &host, 12_000_000);
         println!("idle, {visible} CPUs: {seen:?}");
         assert_eq!(seen.len(), visible);
         let busy: u64 = seen.iter().map(|ticks| ticks.busy).sum();

@@ -34,6 +34,8 @@ pub(crate) enum Purpose {
     Vm,
     /// `cargo xtask build-ebpf` with Debian's own compiler.
     Ebpf,
+    /// `cargo xtask dist` and `cargo xtask image`: compilers and an emulator for arm64.
+    Dist,
     /// `cargo xtask fuzz`: libFuzzer is written in C++.
     Fuzz,
 }
@@ -114,6 +116,17 @@ const EBPF: &[Requirement] = &[
 
 const FUZZ: &[Requirement] = &[needs("g++", "/usr/bin/g++")];
 
+const DIST: &[Requirement] = &[
+    needs("rustc-web", "/usr/bin/rustc"),
+    needs("gcc-aarch64-linux-gnu", "/usr/bin/aarch64-linux-gnu-gcc"),
+    needs("libc6-dev-arm64-cross", "/usr/aarch64-linux-gnu/lib/libc.a"),
+    needs("qemu-user", "/usr/bin/qemu-aarch64"),
+    needs("binutils", "/usr/bin/strip"),
+    needs("podman", "/usr/bin/podman"),
+    needs("runc", "/usr/sbin/runc"),
+    needs("skopeo", "/usr/bin/skopeo"),
+];
+
 impl Purpose {
     fn requirements(self) -> Vec<&'static Requirement> {
         let lists: &[&[Requirement]] = match self {
@@ -122,6 +135,7 @@ impl Purpose {
             Self::Test => &[BUILD, RUN, TEST],
             Self::Vm => &[BUILD, VM],
             Self::Ebpf => &[BUILD, EBPF],
+            Self::Dist => &[BUILD, DIST],
             Self::Fuzz => &[BUILD, FUZZ],
         };
         lists.iter().copied().flatten().collect()

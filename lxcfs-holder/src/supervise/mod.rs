@@ -154,11 +154,13 @@ fn protect() -> Option<String> {
 fn hurry() -> u32 {
     // SAFETY: no memory involved; -1 may be a value or an error, and is then no harm.
     let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-    let first = libc::sched_param { sched_priority: 1 };
+    // The kernel's sched_param. Not by the C library: musl's call only fails, and its
+    // structure is larger.
+    let first: libc::c_int = 1;
     let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
     // SAFETY: the parameter outlives the calls.
     unsafe {
-        if libc::sched_setscheduler(0, policy, &raw const first) != 0 {
+        if libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const first) != 0 {
             libc::setpriority(libc::PRIO_PROCESS, 0, crate::FIRST_NICE);
         }
     }

@@ -159,7 +159,7 @@ impl Pool {
     /// Waits until more than `taken` buffers were asked for, or `bound` has passed.
     pub(crate) fn wait_for_more_than(taken: usize, bound: Duration) {
         let timeout = libc::timespec {
-            tv_sec: bound.as_secs() as libc::time_t,
+            tv_sec: bound.as_secs().cast_signed(),
             tv_nsec: libc::c_long::from(bound.subsec_nanos()),
         };
         // SAFETY: a static and a value that outlives the call. Any error means: look again.

@@ -5,6 +5,8 @@
 //! The same binaries give the same bytes: the layer is a plain tar with fixed times and
 //! owners, and nothing records when it was made.
 
+mod check;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -33,6 +35,9 @@ pub(crate) struct Args {
     /// Name recorded in the layout.
     #[arg(long, default_value = concat!("localhost/lxcfs:", env!("CARGO_PKG_VERSION")))]
     name: String,
+    /// Then has skopeo read it, ctr import it, and podman load and run it.
+    #[arg(long)]
+    check: bool,
 }
 
 impl Args {
@@ -72,6 +77,9 @@ impl Args {
         )?;
         layout.finish(index, &self.name)?;
         println!("{}: {} for {}", out.display(), self.name, names(&archs));
+        if self.check {
+            check::check(&out, &self.name, &archs)?;
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,12 +1,15 @@
 //! `cargo xtask dist`: static binaries for amd64 and arm64, from Debian's packages alone.
 //!
-//! amd64 takes the installed toolchain. For arm64 it has no standard library, so Debian's
-//! `rustc` of the `rust-web` package compiles with the arm64 standard library of the same
-//! version, unpacked into a sysroot of our own; `gcc-aarch64-linux-gnu` links. Both link
-//! glibc statically (`+crt-static`): nothing of ours loads a library or looks a name up,
-//! which is what static glibc cannot do well.
+//! They link musl: a static musl binary looks nothing up at run time. Where the toolchain in
+//! use has the target's standard library (rustup's does after `rustup target add`), it
+//! builds them; otherwise Debian's `rustc-web` does, with a standard library made from
+//! Debian's source of it (`sysroot`). `gcc-aarch64-linux-gnu` links for arm64, and every
+//! binary is started once, the foreign one with `qemu-user`.
 //!
-//! Debian has no standard library for musl. Who has rustup's builds it with `--libc musl`.
+//! `--libc gnu` links glibc statically instead: nothing of ours loads a library or looks a
+//! name up, which is what static glibc cannot do well.
+
+mod sysroot;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +20,7 @@ use clap::{Parser, ValueEnum};
 use object::{Architecture, Object, ObjectSection};
 
 use crate::command::{cargo, output, repository, run};
-use crate::vm::{Cache, Suite};
+use crate::setup::{self, Purpose};
 
 /// Builds static binaries for release: target/dist/ARCH/{lxcfs,lxcfs-webhook}.
 #[derive(Parser)]
@@ -25,8 +28,8 @@ pub(crate) struct Args {
     /// Which processors (both when none is named).
     #[arg(long, value_enum)]
     arch: Vec<Arch>,
-    /// Which C library; musl needs `rustup target add`.
-    #[arg(long, value_enum, default_value_t = Libc::Gnu)]
+    /// Which C library.
+    #[arg(long, value_enum, default_value_t = Libc::Musl)]
     libc: Libc,
     /// Build without optimisation: to try the route, not to ship.
     #[arg(long)]
@@ -77,8 +80,16 @@ impl Arch {
         }
     }
 
+    /// A tool of Debian's for binaries of this processor.
+    fn tool(self, name: &str) -> String {
+        match self {
+            Self::Arm64 if !self.is_native() => format!("aarch64-linux-gnu-{name}"),
+            _ => name.to_owned(),
+        }
+    }
+
     /// Whether this machine runs its binaries without help.
-    fn is_native(self) -> bool {
+    pub(crate) fn is_native(self) -> bool {
         let target = self.target(Libc::Gnu);
         std::env::consts::ARCH == target.split('-').next().unwrap_or_default()
     }
@@ -94,6 +105,7 @@ pub(crate) fn directory(arch: Arch) -> PathBuf {
 
 impl Args {
     pub(crate) fn run(&self) -> Result<ExitCode> {
+        setup::ensure(&[Purpose::Dist])?;
         let archs = if self.arch.is_empty() {
             &Arch::ALL[..]
         } else {
@@ -129,26 +141,24 @@ fn build(arch: Arch, libc: Libc, debug: bool) -> Result<()> {
         cargo.arg("--release");
     }
     let mut flags = "-C target-feature=+crt-static".to_owned();
-    if libc == Libc::Musl {
-        require_standard_library(target)?;
-        if !arch.is_native() {
-            let (upper, lower) = (
-                target.to_uppercase().replace('-', "_"),
-                target.replace('-', "_"),
+    let variable = target.replace('-', "_");
+    if !arch.is_native() {
+        cargo.env(
+            format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()),
+            arch.tool("gcc"),
+        );
+    }
+    cargo.env(format!("CC_{variable}"), arch.tool("gcc"));
+    if !has_standard_library(target)? {
+        let sysroot = sysroot::debian(arch, libc)?;
+        flags += &format!(" --sysroot {}", sysroot.display());
+        cargo.env("RUSTC", sysroot::RUSTC);
+        if libc == Libc::Musl {
+            cargo.env(
+                format!("CFLAGS_{variable}"),
+                sysroot::c_flags(arch, &sysroot)?,
             );
-            cargo
-                .env(format!("CARGO_TARGET_{upper}_LINKER"), cross("gcc", arch))
-                .env(format!("CC_{lower}"), cross("gcc", arch));
         }
-    } else if arch == Arch::Arm64 && !arch.is_native() {
-        flags += &format!(" --sysroot {}", arm64_sysroot()?.display());
-        cargo
-            .env("RUSTC", "/usr/bin/rustc")
-            .env("CC_aarch64_unknown_linux_gnu", "aarch64-linux-gnu-gcc")
-            .env(
-                "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER",
-                "aarch64-linux-gnu-gcc",
-            );
     }
     // Flags for the target alone: build scripts and macros run here and stay dynamic.
     run(cargo.env("RUSTFLAGS", flags).env_remove("RUSTUP_TOOLCHAIN"))?;
@@ -160,7 +170,7 @@ fn build(arch: Arch, libc: Libc, debug: bool) -> Result<()> {
         let from = target_dir.join(target).join(profile).join(name);
         let to = out.join(name);
         fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
-        let mut strip = Command::new(cross("strip", arch));
+        let mut strip = Command::new(arch.tool("strip"));
         run(strip.arg(&to))?;
         check(&to, arch)?;
         println!(
@@ -173,23 +183,12 @@ fn build(arch: Arch, libc: Libc, debug: bool) -> Result<()> {
     Ok(())
 }
 
-/// A tool of Debian's for binaries of this processor.
-fn cross(tool: &str, arch: Arch) -> String {
-    match arch {
-        Arch::Arm64 if !arch.is_native() => format!("aarch64-linux-gnu-{tool}"),
-        _ => tool.to_owned(),
-    }
-}
-
-/// Fails unless the compiler in use has this target's standard library.
-fn require_standard_library(target: &str) -> Result<()> {
+/// Whether the compiler in use has this target's standard library.
+fn has_standard_library(target: &str) -> Result<bool> {
     let mut rustc = Command::new("rustc");
     rustc.current_dir(repository());
     let found = output(rustc.args(["--print", "target-libdir", "--target", target]))?;
-    if !Path::new(found.trim()).exists() {
-        bail!("{target} has no standard library here: rustup target add {target}");
-    }
-    Ok(())
+    Ok(Path::new(found.trim()).exists())
 }
 
 /// The binary is for this processor and asks for no loader.
@@ -219,32 +218,6 @@ fn starts(binary: &Path, arch: Arch) -> Result<String> {
         qemu
     };
     let version = output(command.arg("--version"))
-        .context("cannot run it: for arm64, apt-get install qemu-user")?;
+        .with_context(|| format!("cannot run {}", binary.display()))?;
     Ok(version.trim().to_owned())
-}
-
-/// A sysroot with the arm64 standard library of Debian's rustc.
-fn arm64_sysroot() -> Result<PathBuf> {
-    for (file, package) in [
-        ("/usr/bin/rustc", "rustc-web"),
-        ("/usr/bin/aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
-        ("/usr/aarch64-linux-gnu/lib/libc.a", "libc6-dev-arm64-cross"),
-    ] {
-        if !Path::new(file).exists() {
-            bail!("{file} is missing: apt-get install {package}");
-        }
-    }
-    let version = output(Command::new("/usr/bin/rustc").arg("--version"))?;
-    let release = version.split_whitespace().nth(1).unwrap_or_default();
-    let (major_minor, _) = release.rsplit_once('.').context("rustc has no version")?;
-    let cache = Cache::open()?;
-    let root = cache.entry(&format!("rust-std-arm64-{release}"), |root| {
-        let suite = Suite::fetch_arm64(&cache, "bookworm")?;
-        let packages = [
-            "libstd-rust-web-dev".to_owned(),
-            format!("libstd-rust-web-{major_minor}"),
-        ];
-        suite.unpack(&packages, root)
-    })?;
-    Ok(root.join("usr"))
 }

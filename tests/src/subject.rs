@@ -123,6 +123,18 @@ impl MarkerFs {
         self.child.wait()?;
         Ok(())
     }
+
+    /// Stops the server: its connection stays, and every request waits.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn suspend(&self) -> anyhow::Result<()> {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        Ok(nix::sys::signal::kill(
+            pid,
+            nix::sys::signal::Signal::SIGSTOP,
+        )?)
+    }
 }
 
 impl Drop for MarkerFs {

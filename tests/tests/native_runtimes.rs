@@ -138,6 +138,17 @@ fn a_container_starts_without_the_daemon_and_with_a_dead_one() {
     assert!(text(&setup.run(&[], &program)).starts_with("MemTotal:"));
 }
 
+#[test]
+fn a_container_starts_beside_a_daemon_that_hangs() {
+    let setup = Setup::new();
+    let server = MarkerFs::start(SERVER, &setup.path("fs"), "one").unwrap();
+    setup.install_hook(&server.mountpoint, &["--all"]);
+    server.suspend().unwrap();
+    // A hook that outlasts the limit in its file would cost the container its start.
+    let output = setup.run(&[], &["/busybox", "head", "-n1", "/proc/meminfo"]);
+    assert!(text(&output).starts_with("MemTotal:"));
+}
+
 fn lxcfs(arguments: &[&str], mountpoint: &Path, pid: u32) -> String {
     let mut command = Command::new(lxcfs_binary());
     command

@@ -291,6 +291,68 @@ fn no_read_fails_while_agent_and_runtime_are_killed_and_return() {
     }
 }
 
+/// The daemon's processes, standing still until this goes.
+struct Stopped(Vec<Pid>);
+
+impl Stopped {
+    /// Stops the holder, its worker and the standby.
+    fn all_of(lxcfs: &Lxcfs) -> Self {
+        let holder = lxcfs.pid();
+        let children = PathBuf::from(format!("/proc/{holder}/task/{holder}/children"));
+        let mut found = Vec::new();
+        eventually("a worker and a standby", || {
+            let children = read(&children);
+            let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
+            found = pids.map(Pid::from_raw).collect();
+            found.len() > 1
+        });
+        found.insert(0, Pid::from_raw(holder.cast_signed()));
+        for pid in &found {
+            kill(*pid, Signal::SIGSTOP).unwrap();
+        }
+        Self(found)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = kill(*pid, Signal::SIGCONT);
+        }
+    }
+}
+
+/// Every read of the mount waits for ever: nothing of that may reach the runtime.
+#[test]
+fn a_pod_starts_while_the_daemon_hangs_and_is_attached_when_it_goes_on() {
+    let lxcfs = daemon();
+    let mut containerd = Containerd::start();
+    let _agent = Agent::start(&lxcfs, &containerd);
+    let stopped = Stopped::all_of(&lxcfs);
+    let began = std::time::Instant::now();
+    let pod = containerd.run(&Pod {
+        name: "meanwhile",
+        restricted: true,
+        annotations: &[ASK],
+        arguments: &WATCH,
+        ..Pod::default()
+    });
+    println!(
+        "started in {:?} beside a daemon that hangs",
+        began.elapsed()
+    );
+    is_of_the_machine(&pod.first_look());
+    let log = read(&lxcfs.runtime_dir().join("agent.log"));
+    assert!(
+        log.contains("a mount whose daemon does not answer"),
+        "{log}"
+    );
+    drop(stopped);
+    becomes_its_own(&containerd, &pod);
+    pod.reads_on();
+    never_failed(&pod);
+}
+
 /// After a reboot pods may come first.
 #[test]
 fn pods_that_started_before_the_daemon_are_attached_late() {

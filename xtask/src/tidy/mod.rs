@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the rules that no compiler checks, over the text of the tree.
 
 mod faults;
+mod features;
 mod parsers;
 mod rules;
 mod source;
@@ -17,8 +18,8 @@ use lxcfs_common::catalogue::{CATALOGUE, Entry, Kind};
 use crate::command::{output, repository};
 use crate::test::plan;
 
-/// Checks import rules, layers, file sizes, test declarations, the documented files and faults,
-/// and that every parser meets arbitrary input.
+/// Checks import rules, layers, file sizes, test declarations, the documented files, faults and
+/// features, and that every parser meets arbitrary input.
 #[derive(Parser)]
 pub(crate) struct Args {}
 
@@ -85,6 +86,9 @@ fn violations(top: &Path) -> Result<Vec<String>> {
     let page = "docs/faults.md";
     let text = fs::read_to_string(top.join(page)).with_context(|| format!("cannot read {page}"))?;
     wrong.extend(faults::check(page, &text, &tests));
+    let page = "docs/features.md";
+    let text = fs::read_to_string(top.join(page)).with_context(|| format!("cannot read {page}"))?;
+    wrong.extend(features::check(page, &text, &tests));
     Ok(wrong)
 }
 

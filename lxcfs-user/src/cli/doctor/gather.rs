@@ -76,7 +76,27 @@ fn machine() -> Vec<Finding> {
         )
         .remedy("boot with psi=1 where the kernel is built with CONFIG_PSI")
     });
+    found.extend(views_of_the_kernel(Path::new("/proc/sys/kernel")));
     found
+}
+
+/// Switches below /proc/sys/kernel of kernels that show containers values of their own:
+/// Alibaba Cloud Linux and TencentOS Server. Other kernels do not have them.
+const OWN_VIEWS: [&str; 2] = ["rich_container_enable", "container_cpuquota_aware"];
+
+fn views_of_the_kernel(sysctls: &Path) -> Option<Finding> {
+    let is_on = |name: &str| {
+        let value = std::fs::read_to_string(sysctls.join(name)).unwrap_or_default();
+        value.trim().parse::<i64>().is_ok_and(|value| value != 0)
+    };
+    let name = OWN_VIEWS.into_iter().find(|name| is_on(name))?;
+    let text = format!(
+        "kernel.{name} is on: the kernel shows containers values of its own; files of lxcfs cover them"
+    );
+    let finding = Finding::new("kernel's views", State::Note, text);
+    Some(finding.remedy(format!(
+        "one of the two is enough: sysctl kernel.{name}=0, or do not inject"
+    )))
 }
 
 fn kernel() -> Finding {
@@ -235,4 +255,24 @@ fn features(status: &serde_json::Value) -> Vec<Finding> {
             Finding::new(&text(row, "name"), state, what).remedy(text(row, "remedy"))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_with_views_of_its_own_is_told() {
+        let sysctls = tempfile::tempdir().unwrap();
+        assert!(views_of_the_kernel(sysctls.path()).is_none());
+        for name in OWN_VIEWS {
+            let file = sysctls.path().join(name);
+            std::fs::write(&file, "0\n").unwrap();
+            assert!(views_of_the_kernel(sysctls.path()).is_none());
+            std::fs::write(&file, "1\n").unwrap();
+            let finding = views_of_the_kernel(sysctls.path()).unwrap();
+            assert!(finding.text.contains(name), "{}", finding.text);
+            std::fs::write(&file, "0\n").unwrap();
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! Workers that the holder did not start: they run in another container or as another user,
 //! come over a socket, and are given what a child would have inherited.
 //!
-//! `SOCK_SEQPACKET`; a worker's first message is its [`Hello`]. The answer is [`WELCOME`] with
+//! `SOCK_SEQPACKET`; a worker's first message is its [`Hello`]. The answer is `WELCOME` with
 //! the device, the state memory and (where the kernel can) a procfs that is mounted nowhere;
-//! from then on the connection is the worker's channel. Else it is [`BUSY`], [`REPLACED`] or
+//! from then on the connection is the worker's channel. Else it is `BUSY`, `REPLACED` or
 //! an error, and the connection ends. A first message of the control protocol is answered
 //! when it asks for the status, so that a server needs no other socket.
 

@@ -14,7 +14,7 @@ use super::{file_name, file_settings};
 use crate::collect::explain::{Explanation, Whom};
 use crate::collect::live::LiveOptions;
 use crate::config::{self, DEFAULT_RUNTIME_DIR, LogFormat, LogLevel, Settings};
-use crate::daemon::worker::Parts;
+use crate::daemon::parts::Parts;
 use crate::observe::log;
 use crate::policy::{CpuPolicy, Named as _};
 use crate::snapshot::{Controller, Origin};

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
+use super::parts::Parts;
 use super::saved::{self, Legacy};
-use super::worker::Parts;
 use crate::bpf::{CgroupId, Sampler};
 use crate::collect::sampler::LoadSampler;
 use crate::collect::store::{Journal, Saved};

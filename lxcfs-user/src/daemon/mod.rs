@@ -8,6 +8,7 @@
 pub mod ebpf;
 mod keep;
 pub mod launch;
+pub mod parts;
 pub mod pidfile;
 pub mod saved;
 pub mod server;

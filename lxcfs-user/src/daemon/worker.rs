@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use lxcfs_holder::outside::{self, Hello, Joined};
 
-use super::ebpf::{self, Tasks};
 use super::keep::Keeper;
 use super::launch::{Typed, holder_socket};
+use super::parts::Parts;
 use crate::agent::Attacher;
 use crate::attach::EngineOptions;
-use crate::bpf::{self, FeatureState, Sampler};
+use crate::bpf::{self, Sampler};
 use crate::collect::live::{LiveEngine, LiveOptions};
 use crate::collect::sampler::LoadSampler;
 use crate::config::{Config, Listen};
@@ -30,77 +30,16 @@ use crate::observe::sources::{Build, Features, Process};
 use crate::policy::{CpuPolicy, Named};
 use crate::worker::{HistoryStore, OnOrphaned, WorkerOptions};
 
+/// For eBPF to be loaded before a mount is served for the first time. Later, and on a machine so
+/// slow, cgroup files answer until it is.
+const EBPF_PATIENCE: Duration = Duration::from_secs(3);
 /// A request that takes longer has met a stuck thread.
 const STUCK: Duration = Duration::from_secs(30);
 /// For the mount to answer a readiness check.
 const READY_DEADLINE: Duration = Duration::from_secs(1);
 
-/// The engine of this machine, and what plugs into it.
-pub struct Parts {
-    /// Answers.
-    pub engine: Arc<LiveEngine>,
-    ebpf: OnceLock<Ebpf>,
-}
-
-/// What eBPF gives.
-struct Ebpf {
-    /// What it can do here, with reason and remedy.
-    features: Arc<Vec<FeatureState>>,
-    collector: Arc<bpf::Collector>,
-    tasks: Option<(Arc<Tasks>, Arc<bpf::Collector>)>,
-}
-
-impl Parts {
-    /// Finds the machine's cgroups. Answers come from files until [`load`](Self::load).
-    ///
-    /// # Errors
-    /// When the host cannot be seen from here.
-    pub fn new(options: &LiveOptions) -> Result<Self> {
-        Ok(Self {
-            engine: Arc::new(LiveEngine::start(options)?),
-            ebpf: OnceLock::new(),
-        })
-    }
-
-    /// Loads what eBPF the machine allows. Takes a while: nobody should wait for it.
-    pub fn load(&self, ebpf: bool) {
-        let engine = &self.engine;
-        let (collector, features) = bpf::Collector::start(&bpf::Options {
-            enabled: ebpf,
-            ..bpf::Options::default()
-        });
-        let collector = Arc::new(collector);
-        let present = engine.collector().sources();
-        let fallback = crate::collect::source::Sources {
-            tasks: Arc::clone(&present.tasks),
-            cpu_time: present.cpu_time.clone(),
-            io_times: present.io_times.clone(),
-        };
-        let (sources, tasks) = ebpf::sources(&collector, fallback);
-        engine.collector().set_sources(sources);
-        let counts = collector.has(bpf::Feature::TaskCounts);
-        // Loaded once.
-        let _ = self.ebpf.set(Ebpf {
-            features: Arc::new(features),
-            tasks: counts.then(|| (tasks, Arc::clone(&collector))),
-            collector,
-        });
-    }
-
-    /// The task walk, if eBPF does it and has been loaded.
-    pub(super) fn tasks(&self) -> Option<&(Arc<Tasks>, Arc<bpf::Collector>)> {
-        self.ebpf.get()?.tasks.as_ref()
-    }
-
-    /// Empty until eBPF has been loaded, or not.
-    fn features(&self) -> &[FeatureState] {
-        self.ebpf.get().map_or(&[], |ebpf| &ebpf.features)
-    }
-}
-
 /// The engine's options for `config`.
-#[must_use]
-pub fn live_options(config: &Config) -> LiveOptions {
+fn live_options(config: &Config) -> LiveOptions {
     LiveOptions {
         policy: config.views,
         ttl: config.cache_ttl,
@@ -187,7 +126,7 @@ pub fn run(config: &Config, origin: Origin) -> Result<()> {
     let before_first = {
         let parts = Arc::clone(&parts);
         Box::new(move || {
-            parts.ebpf.wait();
+            parts.wait_for_ebpf(Some(EBPF_PATIENCE));
         })
     };
     let options = WorkerOptions {
@@ -243,7 +182,7 @@ fn activate(
     let sampler = LoadSampler::start(&parts.engine).context("cannot start the sampler")?;
     let attacher = Arc::new(Attacher::new(&config.mountpoint, EngineOptions::default()));
     listen(config, parts, requests, holder, &attacher, started)?;
-    parts.ebpf.wait();
+    parts.wait_for_ebpf(None);
     if let Some((tasks, collector)) = parts.tasks() {
         let engine = Arc::downgrade(&parts.engine);
         let on_event = move |event| {
@@ -357,8 +296,8 @@ impl std::fmt::Debug for LateFeatures {
 
 impl Source for LateFeatures {
     fn figures(&self, out: &mut Figures) {
-        if let Some(ebpf) = self.0.ebpf.get() {
-            Features(Arc::clone(&ebpf.features)).figures(out);
+        if let Some(features) = self.0.shared_features() {
+            Features(features).figures(out);
         }
     }
 }
@@ -371,7 +310,7 @@ impl std::fmt::Debug for Programs {
 
 impl Source for Programs {
     fn figures(&self, out: &mut Figures) {
-        if let Some(collector) = self.0.ebpf.get().map(|ebpf| &ebpf.collector) {
+        if let Some(collector) = self.0.bpf() {
             let programs = collector.programs();
             out.count(BPF_PROGRAMS, &[], programs.len() as u64);
             for program in &programs {

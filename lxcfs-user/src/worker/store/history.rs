@@ -3,13 +3,15 @@
 //! A snapshot of everything, and behind it a journal of what changed since, each record
 //! written before the reader learns what it holds: so a successor never shows less than was
 //! shown. Two halves of the region are used in turn; a worker that is killed while it makes a
-//! new snapshot leaves the previous one and its journal intact.
+//! new snapshot leaves the previous one and its journal intact. The half that is not needed any
+//! more takes no memory.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lxcfs_holder::layout::{RegionId, State};
+use nix::sys::mman::{MmapAdvise, madvise};
 
 use crate::history::checksum;
 
@@ -172,6 +174,7 @@ impl HistoryStore {
         head.journal
             .store(meanwhile.len() as u64, Ordering::Release);
         head.generation.store(generation + 1, Ordering::Release);
+        newest.free(self.room());
         true
     }
 
@@ -224,6 +227,14 @@ impl Half<'_> {
     fn journal_len(self, room: usize, snapshot: usize) -> usize {
         let len = usize::try_from(self.head.journal.load(Ordering::Acquire)).unwrap_or(0);
         if snapshot + len <= room { len } else { 0 }
+    }
+
+    /// Gives the memory of a half of `room` bytes back: it reads as zeroes, which is no snapshot.
+    fn free(self, room: usize) {
+        let start = NonNull::from(self.head).cast();
+        // SAFETY: the half is mapped, ours, and nobody uses it while the lock is held. What is
+        // left where the kernel refuses is an older snapshot than the other.
+        let _ = unsafe { madvise(start, size_of::<Head>() + room, MmapAdvise::MADV_REMOVE) };
     }
 
     /// Copies `len` bytes from offset `at`; both were checked against the room.
@@ -281,12 +292,17 @@ mod tests {
         assert_eq!(store.append(b"and more"), Appended::Kept);
         let successor = HistoryStore::new(again(&state));
         assert_eq!(successor.load(), left(b"second", &[b"and more"]));
+        // Killed while it wrote the third: nothing says yet that it is whole.
+        let [_, other] = store.halves().unwrap();
+        other.write(0, b"thi");
+        other.head.len.store(5, Ordering::Release);
+        assert_eq!(store.load(), left(b"second", &[b"and more"]));
         assert!(store.save(|_| b"third".to_vec()));
         assert_eq!(store.load(), left(b"third", &[]));
-        // Tear the newest: flip a byte of its text.
-        let [newest, _] = store.halves().unwrap();
+        let [newest, other] = store.halves().unwrap();
+        assert_eq!(other.snapshot_len(store.room()), None, "its memory is free");
         newest.write(0, b"T");
-        assert_eq!(store.load(), left(b"second", &[b"and more"]));
+        assert_eq!(store.load(), None, "damaged");
         let capacity = store.capacity();
         assert!(!store.save(|_| vec![0; store.room() + 1]));
         assert!(store.save(|most| vec![7; most]));

@@ -378,15 +378,20 @@ fn task_sample(cli: &Cli, table: &mut Table) -> Result<()> {
         "not all are counted"
     );
 
-    let sample = cpu_us(cli.rounds, 1, || {
-        black_box(collector.sample_tasks()?);
-        Ok(())
-    })?;
+    // In turn: what the machine does meanwhile meets both.
+    let (mut samples, mut scans) = (Vec::new(), Vec::new());
     let mut seen = 0;
-    let scan = cpu_us(cli.rounds.min(5), 1, || {
-        seen = cgroups.iter().map(scan_one).sum::<Result<u32>>()?;
-        Ok(())
-    })?;
+    for _ in 0..cli.rounds {
+        samples.push(cpu_us(1, 1, || {
+            black_box(collector.sample_tasks()?);
+            Ok(())
+        })?);
+        scans.push(cpu_us(1, 1, || {
+            seen = cgroups.iter().map(scan_one).sum::<Result<u32>>()?;
+            Ok(())
+        })?);
+    }
+    let (sample, scan) = (median(samples), median(scans));
     ensure!(seen == tasks, "the scan saw {seen} of {tasks} threads");
     let ms = |us: f64| format!("{:.2} ms", us / 1e3);
     let share = |us: f64| format!("{:.3} %", us / 5e6 * 100.0);

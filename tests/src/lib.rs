@@ -8,6 +8,7 @@ pub mod chaos;
 pub mod container;
 pub mod containerd;
 pub mod cri;
+pub mod disk;
 pub mod docker;
 pub mod footprint;
 pub mod lifecycle;

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 
 use lxcfs_tests::container::Shape;
+use lxcfs_tests::disk::{BLOCKS, disk};
 use lxcfs_tests::scratch::wait_until;
 use lxcfs_tests::states::metrics;
 use lxcfs_tests::{Burner, Container, Lxcfs, TestCgroup, lxcfs_binary, stdout_of};
@@ -295,27 +296,16 @@ fn no_counter_goes_back_when_ebpf_goes_and_comes_and_when_the_worker_changes() {
     wait_until("eBPF is on", || shows("on"));
     look("eBPF has come");
     lxcfs.signal(Signal::SIGUSR1);
-    let end = look("a reload");
-    // And they have gone on: the burner burns, the container gets older.
+    look("a reload");
+    // And they have gone on: the burner burns, the container gets older, each look is a process.
     for name in ["cpu 0", "uptime 0", "processes 0"] {
         let of = |all: &[(String, f64)]| all.iter().find(|(known, _)| known == name).unwrap().1;
-        assert!(of(&end) > of(&start), "{name}: {start:?}, then {end:?}");
+        wait_until(&format!("{name} has grown"), || {
+            of(&counters(&container)) > of(&start)
+        });
     }
     drop(container);
     lxcfs.stop();
-}
-
-/// The name of a disk that can be read.
-fn disk() -> String {
-    let kinds = ["vd", "sd", "nvme", "xvd"];
-    let mut names: Vec<_> = fs::read_dir("/sys/block")
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| kinds.iter().any(|kind| name.starts_with(kind)))
-        .collect();
-    names.sort();
-    let first = names.into_iter().next();
-    first.expect("no disk (vd*, sd*, nvme*, xvd*) to read from")
 }
 
 #[test]
@@ -331,30 +321,28 @@ fn diskstats_has_the_times_of_the_containers_own_requests() {
         let text = container.read("/proc/diskstats");
         let line = text
             .lines()
-            .find(|line| line.split_whitespace().nth(2) == Some(&disk))?;
+            .find(|line| line.split_whitespace().nth(2) == Some(&disk.name))?;
         let fields = line.split_whitespace().skip(3);
         Some(fields.map(|field| field.parse().unwrap()).collect())
     };
-    let dd = format!("if=/dev/{disk}");
-    reading.stdout(&[
-        "dd",
-        &dd,
-        "of=/dev/null",
-        "bs=16k",
-        "count=2000",
-        "iflag=direct",
-    ]);
+    let dd = format!("if={}", disk.source.display());
+    let count = format!("count={BLOCKS}");
+    reading.stdout(&["dd", &dd, "of=/dev/null", "bs=16k", &count, "iflag=direct"]);
     wait_until("the times are there", || {
         line(&reading).is_some_and(|fields: Vec<u64>| fields[3] > 0 && fields[9] > 0)
     });
     let fields = line(&reading).unwrap();
-    println!("{disk}: {fields:?}");
-    assert!(fields[0] >= 2000 && fields[2] >= 2000 * 32, "{fields:?}");
+    println!("{}: {fields:?}", disk.name);
+    let blocks = u64::from(BLOCKS);
+    assert!(
+        fields[0] >= blocks && fields[2] >= blocks * 32,
+        "{fields:?}"
+    );
     // One request at a time: the disk is busy for a part of the time that they take.
     assert!(fields[8] == 0 && fields[9] <= fields[3] + 1, "{fields:?}");
     let others = line(&idle).unwrap_or_default();
     assert!(
-        others.first().is_none_or(|reads| *reads < 2000),
+        others.first().is_none_or(|reads| *reads < blocks),
         "{others:?}"
     );
     drop((reading, idle));

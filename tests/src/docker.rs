@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -15,6 +16,12 @@ const PACKAGES: [&str; 4] = ["docker.io", "containerd", "tini", "libdevmapper1.0
 /// Directories with dockerd and its helpers: the system's where it is installed, else
 /// Debian's packages unpacked into the cache, without installing them.
 fn programs() -> Vec<PathBuf> {
+    // Tests run side by side, and a program that is still being written cannot be executed.
+    static ONCE: OnceLock<Vec<PathBuf>> = OnceLock::new();
+    ONCE.get_or_init(find_programs).clone()
+}
+
+fn find_programs() -> Vec<PathBuf> {
     let installed = Path::new("/usr/sbin/dockerd");
     if installed.exists() {
         return vec!["/usr/sbin".into(), "/usr/bin".into()];
@@ -34,9 +41,14 @@ fn programs() -> Vec<PathBuf> {
             .stderr(Stdio::null())
             .status();
         assert!(status.is_ok_and(|status| status.success()), "{remedy}");
+        let partial = cache.join(format!("lxcfs/docker.{}", std::process::id()));
         for deb in std::fs::read_dir(debs.path()).expect("downloads").flatten() {
-            stdout_of(Command::new("dpkg").arg("-x").arg(deb.path()).arg(&root));
+            stdout_of(Command::new("dpkg").arg("-x").arg(deb.path()).arg(&partial));
         }
+        // Whole or not at all; what an interrupted run left is in the way.
+        let _ = std::fs::remove_dir_all(&root);
+        std::fs::rename(&partial, &root)
+            .unwrap_or_else(|error| panic!("{}: {error}", root.display()));
     }
     vec![root.join("usr/sbin"), root.join("usr/bin")]
 }

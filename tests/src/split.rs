@@ -213,19 +213,16 @@ pub fn container_reads(mountpoint: &Path) -> (String, String) {
     let cgroup = TestCgroup::new("split");
     cgroup.limit_memory(128 << 20);
     let container = Container::start(&cgroup, mountpoint, &Shape::default());
-    // As runtimes do: what is mounted there tells the root of its cgroup namespace.
-    let mount: &[&str] = match crate::cgroup::layout() {
-        Layout::V2 => &["-t", "cgroup2", "cgroup", "/sys/fs/cgroup"],
-        _ => &[
-            "-t",
-            "cgroup",
-            "-o",
-            "memory",
-            "cgroup",
-            "/sys/fs/cgroup/memory",
-        ],
+    // As runtimes do: what is mounted there tells the root of its cgroup namespace, and nothing
+    // of the host's is. One superblock cannot be mounted over itself.
+    let kind = match crate::cgroup::layout() {
+        Layout::V2 => "cgroup2",
+        _ => "cgroup -o memory",
     };
-    container.stdout(&[&["mount"], mount].concat());
+    let mount = format!(
+        "mount --make-rprivate / && umount -R -l /sys/fs/cgroup && mount -t {kind} cgroup /sys/fs/cgroup"
+    );
+    container.stdout(&["sh", "-c", &mount]);
     let total = container.stdout(&["grep", "MemTotal", "/proc/meminfo"]);
     (
         total,

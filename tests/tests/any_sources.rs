@@ -509,7 +509,8 @@ fn what_is_gone_is_let_go() {
 #[test]
 fn what_is_told_to_be_gone_is_looked_for_at_once() {
     let engine = engine();
-    let cgroup = TestCgroup::new("told");
+    let parent = TestCgroup::new("told");
+    let cgroup = parent.child(&format!("{:064x}", 7));
     let process = Sleeper::start(&cgroup);
     let container = seen(&engine, process.pid()).container;
     let resolver = engine.resolver();

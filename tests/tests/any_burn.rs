@@ -1,7 +1,7 @@
 //! Clients in a container with a quota of one and a half CPUs show what it burns: no more than
 //! its own, and all of it.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-// vm: all/v2 6.1/v1
+// vm: all/v2
 
 use std::time::Instant;
 

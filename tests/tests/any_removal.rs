@@ -1,6 +1,6 @@
 //! A daemon that was removed as docs/operations.md says leaves mounts, cgroups and files of host
 //! and containers as they were, and containers that read meanwhile see no error.
-// vm: 5.10/v2 6.12/v2 7/v2 6.1/v1
+// vm: 6.12/v2 6.1/v1
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;

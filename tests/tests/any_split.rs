@@ -1,6 +1,6 @@
 //! The holder in one place, a server in another: as user `nobody` with four capabilities, killed,
 //! replaced and left alone, under readers that check every byte.
-// vm: 6.12/v2 5.10/v2 timeout=900
+// vm: 6.12/v2 timeout=900
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;

@@ -1,5 +1,5 @@
 //! `lxcfs serve` with exactly the rights that are documented, against the daemon in one piece.
-// vm: 6.12/v2 5.10/v2
+// vm: 6.12/v2
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;

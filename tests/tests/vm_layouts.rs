@@ -2,7 +2,7 @@
 //! and a container inside a container.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "vm-tests")]
-// vm: all/v2 6.1/v1 6.1/hybrid
+// vm: 6.12/v2 6.1/v1
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,6 +1,6 @@
 //! A server in a container as Kubernetes makes them: in a cgroup namespace of its own.
 #![cfg(feature = "vm-tests")]
-// vm: 6.12/v2 5.10/v2
+// vm: 6.12/v2
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use lxcfs_tests::TestCgroup;

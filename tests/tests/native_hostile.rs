@@ -1,6 +1,5 @@
 //! One container does at once everything that a container can do to lxcfs; another container's
 //! reads all succeed with its own values, attaching goes on, and the daemon does not grow.
-// vm: 5.10/v2 6.12/v2 6.1/v1 timeout=600
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;

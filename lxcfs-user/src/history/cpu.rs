@@ -7,7 +7,8 @@
 //! such readings into lines that do:
 //!
 //! * Between two readings every shown CPU has the elapsed time to give. Usage measured on
-//!   its physical CPU is put there; the rest is poured into what is left of the others.
+//!   its physical CPU is put there, that of a CPU that is not shown on one of those that are;
+//!   what does not fit is poured into what is left of the others.
 //! * Totals decide amounts, per-CPU figures decide places: so changing the source cannot
 //!   make a counter jump.
 //! * Usage that does not fit (readings are not taken at one instant) waits for the next
@@ -187,7 +188,11 @@ impl CpuHistory {
             let share = times.part_scaled(used, measured);
             placed = placed.saturating_add(share.used());
             let home = homes.binary_search_by_key(cpu, |(home, _)| *home).ok();
+            // A CPU that is not shown has a home, too, always the same: what one CPU does shows on
+            // one, not a little on each.
+            let folded = || (*cpu as usize).checked_rem(homes.len());
             let slot = home
+                .or_else(folded)
                 .and_then(|at| homes.get(at))
                 .and_then(|(_, slot)| slots.get_mut(*slot));
             slot.map_or(&mut *pool, |slot| &mut slot.own).add(share);

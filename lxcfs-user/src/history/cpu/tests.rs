@@ -74,6 +74,30 @@ fn the_first_read_shows_the_whole_past_not_zeros_f1() {
 }
 
 #[test]
+fn what_one_cpu_that_is_not_shown_does_shows_on_one_that_is_and_no_time_is_lost() {
+    let mut history = CpuHistory::default();
+    // A quota of two CPUs on a machine of four.
+    let shown = [(0, 0), (1, 1)];
+    let time = per_cpu(&[(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 4 * SECOND, 0)]);
+    read(&mut history, 10 * SECOND, &shown, &time);
+    let (idle, busy) = (times(0, 0, 10 * SECOND), times(4 * SECOND, 0, 6 * SECOND));
+    assert_eq!(lines(&history), [(0, idle), (1, busy)]);
+    // More than one CPU can do goes to the other.
+    let time = per_cpu(&[
+        (0, 0, 0),
+        (1, 8 * SECOND, 0),
+        (2, 0, 0),
+        (3, 12 * SECOND, 0),
+    ]);
+    read(&mut history, 20 * SECOND, &shown, &time);
+    let (rest, full) = (
+        times(6 * SECOND, 0, 14 * SECOND),
+        times(14 * SECOND, 0, 6 * SECOND),
+    );
+    assert_eq!(lines(&history), [(0, rest), (1, full)]);
+}
+
+#[test]
 fn a_container_burning_one_cpu_shows_the_burn_on_one_cpu_f1() {
     let mut history = CpuHistory::default();
     let time = per_cpu(&[(2, 0, 0), (3, 9 * SECOND, SECOND)]);

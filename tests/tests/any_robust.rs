@@ -1,6 +1,6 @@
 //! Many readers, changing limits, small buffers, other users and dying containers: every read
 //! gets an answer, and never the host's.
-// vm: 6.12/v2 6.1/v1
+// vm: 6.12/v2
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::File;

@@ -1,6 +1,6 @@
 //! Podman's containers, made by runc and by crun: both ways to a view, `-v` and the OCI hook,
 //! show the container's limits.
-// vm: 5.10/v2 6.12/v2
+// vm: 6.12/v2
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::process::Command;

@@ -3,7 +3,9 @@
 //!
 //! Run through `cargo xtask bench --ebpf`.
 
+mod floor;
 mod peer;
+mod ping_pong;
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -11,14 +13,13 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use lxcfs_tests::report::Table;
 use lxcfs_tests::scratch::{Cgroup, Child, Work, wait_until};
-use lxcfs_user::bpf::{Collector, Options, Sampler};
+use lxcfs_user::bpf::{Collector, Options};
 use peer::Peer;
 
 /// Measures the eBPF collector. Wants root, and a machine that does little else.
@@ -33,6 +34,9 @@ struct Cli {
     /// Repetitions; medians are printed.
     #[arg(long, default_value_t = 9)]
     rounds: u32,
+    /// Only collect, until standard input ends: what the ping-pong runs beside.
+    #[arg(long, hide = true)]
+    collect: bool,
     /// Round trips of one ping-pong.
     #[arg(long, default_value_t = 100_000)]
     round_trips: u32,
@@ -52,7 +56,13 @@ impl Cli {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    let cli = Cli::parse();
+    let result = if cli.collect {
+        ping_pong::collect()
+    } else {
+        run(&cli)
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lxcfs-bench-ebpf: {error:#}");
@@ -68,7 +78,7 @@ fn run(cli: &Cli) -> Result<()> {
     // The first one while this process is still small.
     let all: [(&str, Bench); 4] = [
         ("start and memory", start_and_memory),
-        ("ping-pong", ping_pong),
+        ("ping-pong", ping_pong::bench),
         ("per-CPU time", per_cpu_time),
         ("load sample", task_sample),
     ];
@@ -221,111 +231,6 @@ fn resident_kib() -> u64 {
         .unwrap_or(0)
 }
 
-/// Three runs side by side in each round: without, with, without. Each round gives one ratio
-/// of with to the mean of its neighbours, and one of the two runs without to each other, which
-/// is what chance alone does. Indistinguishable is what lies within the spread of the latter.
-fn ping_pong(cli: &Cli, table: &mut Table) -> Result<()> {
-    let settle = || std::thread::sleep(Duration::from_millis(500));
-    let mut with_ratios = Vec::new();
-    let mut chance = Vec::new();
-    let mut without = Vec::new();
-    for round in 0..cli.rounds * 3 {
-        let first = round_trip_ns(cli.round_trips)?;
-        let sampler = Sampler::start(Arc::new(started()?), [], Box::new(|_| ()))?;
-        // Loading patches code on all CPUs for a moment; the steady state is what counts.
-        settle();
-        let with = round_trip_ns(cli.round_trips)?;
-        drop(sampler);
-        settle();
-        let second = round_trip_ns(cli.round_trips)?;
-        with_ratios.push(with / f64::midpoint(first, second));
-        // Either may be the slower one: no direction is favoured.
-        chance.push(if round % 2 == 0 {
-            first / second
-        } else {
-            second / first
-        });
-        without.push(first);
-    }
-    let quartiles = |values: &[f64]| {
-        let mut sorted = values.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let at = |part: usize| {
-            sorted
-                .get(sorted.len() * part / 4)
-                .copied()
-                .unwrap_or(f64::NAN)
-        };
-        (at(1), at(3))
-    };
-    let (low, high) = quartiles(&chance);
-    let (with_low, with_high) = quartiles(&with_ratios);
-    let half = |low: f64, high: f64| format!("half of the rounds {low:.3} to {high:.3}");
-    row(
-        table,
-        [
-            format!("pipe ping-pong, wall time, {} rounds", with_ratios.len()),
-            format!("{:.3} times", median(with_ratios.clone())),
-            format!("{:.0} ns without the collector", median(without)),
-            half(with_low, with_high),
-        ],
-    );
-    row(
-        table,
-        [
-            "the same, without against without".into(),
-            String::new(),
-            format!("{:.3} times", median(chance.clone())),
-            half(low, high),
-        ],
-    );
-    Ok(())
-}
-
-/// Wall time of one round trip between two processes on one CPU.
-fn round_trip_ns(round_trips: u32) -> Result<f64> {
-    let mut there = [0; 2];
-    let mut back = [0; 2];
-    // SAFETY: the arrays have room; the child only reads, writes and exits.
-    unsafe {
-        ensure!(
-            libc::pipe(there.as_mut_ptr()) == 0 && libc::pipe(back.as_mut_ptr()) == 0,
-            "pipe"
-        );
-        let pid = libc::fork();
-        ensure!(pid >= 0, "fork");
-        pin_to_first_cpu();
-        let mut byte = 0_u8;
-        if pid == 0 {
-            libc::close(there[1]);
-            while libc::read(there[0], (&raw mut byte).cast(), 1) == 1 {
-                libc::write(back[1], (&raw const byte).cast(), 1);
-            }
-            libc::_exit(0);
-        }
-        let start = Instant::now();
-        for _ in 0..round_trips {
-            libc::write(there[1], (&raw const byte).cast(), 1);
-            libc::read(back[0], (&raw mut byte).cast(), 1);
-        }
-        let elapsed = start.elapsed();
-        for fd in there.into_iter().chain(back) {
-            libc::close(fd);
-        }
-        libc::waitpid(pid, std::ptr::null_mut(), 0);
-        Ok(elapsed.as_nanos() as f64 / f64::from(round_trips))
-    }
-}
-
-fn pin_to_first_cpu() {
-    // SAFETY: an all-zero set is valid, and the pointer is to a local.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(0, &mut set);
-        libc::sched_setaffinity(0, size_of_val(&set), &raw const set);
-    }
-}
-
 fn per_cpu_time(cli: &Cli, table: &mut Table) -> Result<()> {
     const CALLS: u32 = 2_000;
     let collector = started()?;
@@ -378,20 +283,22 @@ fn task_sample(cli: &Cli, table: &mut Table) -> Result<()> {
         "not all are counted"
     );
 
-    // In turn: what the machine does meanwhile meets both.
-    let (mut samples, mut scans) = (Vec::new(), Vec::new());
+    // In turn: what the machine does meanwhile meets all.
+    let empty = floor::EmptyWalk::new()?;
+    let (mut samples, mut scans, mut floors) = (Vec::new(), Vec::new(), Vec::new());
     let mut seen = 0;
     for _ in 0..cli.rounds {
         samples.push(cpu_us(1, 1, || {
             black_box(collector.sample_tasks()?);
             Ok(())
         })?);
+        floors.push(cpu_us(1, 1, || empty.walk())?);
         scans.push(cpu_us(1, 1, || {
             seen = cgroups.iter().map(scan_one).sum::<Result<u32>>()?;
             Ok(())
         })?);
     }
-    let (sample, scan) = (median(samples), median(scans));
+    let (sample, scan, floor) = (median(samples), median(scans), median(floors));
     ensure!(seen == tasks, "the scan saw {seen} of {tasks} threads");
     let ms = |us: f64| format!("{:.2} ms", us / 1e3);
     let share = |us: f64| format!("{:.3} %", us / 5e6 * 100.0);
@@ -406,6 +313,15 @@ fn task_sample(cli: &Cli, table: &mut Table) -> Result<()> {
                 ms(scan)
             ),
             less(scan),
+        ],
+    );
+    row(
+        table,
+        [
+            "the kernel's own walk over them, by a program that does nothing".into(),
+            ms(floor),
+            String::new(),
+            format!("{:.0} times less than the scan", scan / floor),
         ],
     );
     let mut share_row = |ordinary: String, ratio: String| {

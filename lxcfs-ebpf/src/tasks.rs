@@ -6,7 +6,10 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use aya_log_ebpf::warn;
-use lxcfs_common::bpf::{CgroupNode, LossCounter, MAX_CGROUP_DEPTH, TaskSet, is_further_out};
+use lxcfs_common::bpf::{
+    CgroupNode, LossCounter, MAX_CGROUP_DEPTH, TaskSet, WALK_INTRODUCED, WALK_NUMBER,
+    is_further_out,
+};
 
 use crate::kernel::{
     Address, Direct, Memory, Probe, cgroup_id, cgroup_parent, is_news, known, layout, lose,
@@ -33,9 +36,10 @@ static TREE_V2: HashMap<u64, CgroupNode> = HashMap::with_max_entries(32_768, BPF
 #[map]
 static TREE_V1: HashMap<u64, CgroupNode> = HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
 
-/// Number of the present walk, set by userspace before it starts.
+/// Number of the present walk, set by userspace before it starts, and how many cgroups have
+/// been put into the two trees; see [`WALK_NUMBER`] and [`WALK_INTRODUCED`].
 #[map]
-static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+static WALK: Array<u64> = Array::with_max_entries(2, 0);
 
 /// What new entries start from; constants, so that no `memset` is called for them.
 // A mangled name would hold a hash of the checkout's path: the object must not.
@@ -95,7 +99,7 @@ unsafe fn count<M: Memory>(context: *const TaskIteration) -> i32 {
         if task.is_null() {
             return 0;
         }
-        let Some(generation) = GENERATION.get(0) else { return 0 };
+        let Some(generation) = WALK.get(WALK_NUMBER) else { return 0 };
         let css_set = M::pointer_at(task, layout!(task_cgroups));
         if css_set.is_null() {
             return 0;
@@ -137,6 +141,11 @@ unsafe fn count<M: Memory>(context: *const TaskIteration) -> i32 {
 unsafe fn renew<M: Memory>(set: *mut TaskSet, css_set: Address, generation: u64) {
     // SAFETY: `set` is a map value that one walk at a time writes; `css_set` is not null.
     unsafe {
+        // Cgroups that had tasks in the walk before are in the trees still: userspace drops only
+        // those without. Their ids are read again all the same, as a freed set's place may hold
+        // another one.
+        let recent = (*set).generation.wrapping_add(1) == generation;
+        let (v2, v1) = if recent { ((*set).cgroup_v2, (*set).cgroup_v1) } else { (0, 0) };
         (*set).generation = generation;
         // Volatile: side by side, LLVM would make a call to memset of them.
         (&raw mut (*set).running).write_volatile(0);
@@ -145,23 +154,28 @@ unsafe fn renew<M: Memory>(set: *mut TaskSet, css_set: Address, generation: u64)
         (&raw mut (*set).processes).write_volatile(0);
         (&raw mut (*set).last_pid).write_volatile(0);
         (&raw mut (*set).last_pid_level).write_volatile(0);
-        (*set).cgroup_v2 = place::<M>(&TREE_V2, v2_cgroup::<M>(css_set));
+        (*set).cgroup_v2 = place::<M>(&TREE_V2, v2_cgroup::<M>(css_set), v2);
         if known!(gate_v1_subsys, css_set_subsys) {
-            (*set).cgroup_v1 = place::<M>(&TREE_V1, v1_cgroup::<M>(css_set));
+            (*set).cgroup_v1 = place::<M>(&TREE_V1, v1_cgroup::<M>(css_set), v1);
         }
     }
 }
 
-/// The id of a cgroup, which is put into the table of its hierarchy if it is new there.
+/// The id of a cgroup, which is put into the table of its hierarchy if it is new there;
+/// `present` is known to be there, 0 for none.
 #[inline(always)]
-unsafe fn place<M: Memory>(tree: &HashMap<u64, CgroupNode>, cgroup: Address) -> u64 {
+unsafe fn place<M: Memory>(
+    tree: &HashMap<u64, CgroupNode>,
+    cgroup: Address,
+    present: u64,
+) -> u64 {
     if cgroup.is_null() {
         return 0;
     }
     // SAFETY: `cgroup` is not null.
     unsafe {
         let id = cgroup_id::<M>(cgroup);
-        if tree.get_ptr(id).is_none() {
+        if id != present && tree.get_ptr(id).is_none() {
             introduce::<M>(tree, cgroup, id);
         }
         id
@@ -216,6 +230,9 @@ unsafe fn introduce<M: Memory>(table: &HashMap<u64, CgroupNode>, leaf: Address, 
             let parent_id = if parent.is_null() { 0 } else { cgroup_id::<M>(parent) };
             if table.insert(id, &NOWHERE, u64::from(BPF_NOEXIST)).is_err() {
                 return;
+            }
+            if let Some(introduced) = WALK.get_ptr_mut(WALK_INTRODUCED) {
+                *introduced += 1;
             }
             let Some(node) = table.get_ptr_mut(id) else { return };
             (*node).parent = parent_id;

@@ -10,5 +10,6 @@ mod records;
 pub use layout::{ABSENT, KernelLayout};
 pub use records::{
     BLOCK_QUEUE, BlockCounters, BlockKey, BlockQueue, CarriedKey, CgroupNode, ContainerRecord,
-    CpuTimes, Event, EventKind, LossCounter, MAX_CGROUP_DEPTH, TaskSet, is_further_out,
+    CpuTimes, Event, EventKind, LossCounter, MAX_CGROUP_DEPTH, TaskSet, WALK_INTRODUCED,
+    WALK_NUMBER, is_further_out,
 };

@@ -35,6 +35,12 @@ pub struct TaskSet {
 }
 const _: () = assert!(size_of::<TaskSet>() == 48);
 
+/// Index into the walk's words: number of the present walk. A number that does not follow the
+/// one before has every cgroup looked up in the trees again.
+pub const WALK_NUMBER: u32 = 0;
+/// Index into the walk's words: cgroups put into the trees so far.
+pub const WALK_INTRODUCED: u32 = 1;
+
 /// Whether a PID namespace of level `one` rather than one of level `other` names the last PID
 /// of tasks that are together in a container: it is further out, and not the host's. The
 /// host's comes last, because a process of the host may be in a container's cgroup for a

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lxcfs_common::bpf::{CgroupNode, TaskSet, is_further_out};
+use lxcfs_common::bpf::{TaskSet, is_further_out};
 
 /// A cgroup's id, which is also the inode number of its directory. Ids are unique only
 /// within one hierarchy, so the hierarchy is part of the type's value and the two never
@@ -90,14 +90,16 @@ pub struct RolledUp {
 const MAX_LEVELS: usize = 512;
 
 /// Adds tasks to their cgroup and to all its ancestors. `own` names a cgroup once per set of
-/// tasks; `tree` is the hierarchy as far as it is known.
+/// tasks; `parents` is the hierarchy as far as it is known, 0 above the root.
 #[must_use]
 pub fn roll_up(
     own: impl IntoIterator<Item = (u64, TaskCounts)>,
-    tree: &[(u64, CgroupNode)],
+    parents: &HashMap<u64, u64>,
 ) -> RolledUp {
-    let parents: HashMap<u64, u64> = tree.iter().map(|(id, node)| (*id, node.parent)).collect();
-    let mut result = RolledUp::default();
+    let mut result = RolledUp {
+        subtree: HashMap::with_capacity(parents.len()),
+        ..RolledUp::default()
+    };
     for (id, counts) in own {
         let mut at = id;
         let mut whole = false;
@@ -114,9 +116,9 @@ pub fn roll_up(
         }
         result.broken_chains += u32::from(!whole);
     }
-    result.stale = tree
-        .iter()
-        .map(|(id, _)| *id)
+    result.stale = parents
+        .keys()
+        .copied()
         .filter(|id| !result.subtree.contains_key(id))
         .collect();
     result
@@ -127,14 +129,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn node(id: u64, parent: u64) -> (u64, CgroupNode) {
-        let node = CgroupNode {
-            parent,
-            ..Default::default()
-        };
-        (id, node)
-    }
 
     fn tasks(id: u64, threads: u32) -> (u64, TaskCounts) {
         let counts = TaskCounts {
@@ -148,7 +142,7 @@ mod tests {
 
     #[test]
     fn five_levels_reach_the_root() {
-        let tree: Vec<_> = (1..=5).map(|id| node(id, id - 1)).collect();
+        let tree = (1..=5).map(|id| (id, id - 1)).collect();
         let rolled = roll_up((1..=5).map(|id| tasks(id, id as u32)), &tree);
         assert_eq!(rolled.subtree[&5].running, 5);
         assert_eq!(rolled.subtree[&1].running, 15);
@@ -158,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_level_without_tasks_is_passed_through_and_sets_of_one_cgroup_add_up() {
-        let tree = [node(1, 0), node(2, 1), node(3, 2)];
+        let tree = HashMap::from([(1, 0), (2, 1), (3, 2)]);
         let rolled = roll_up([tasks(1, 1), tasks(3, 4), tasks(3, 2)], &tree);
         assert_eq!(rolled.subtree[&2].threads, 6);
         assert_eq!(rolled.subtree[&1].threads, 7);
@@ -167,7 +161,7 @@ mod tests {
 
     #[test]
     fn only_branches_without_tasks_are_stale() {
-        let rolled = roll_up([tasks(2, 1)], &[node(1, 0), node(2, 1), node(3, 2)]);
+        let rolled = roll_up([tasks(2, 1)], &HashMap::from([(1, 0), (2, 1), (3, 2)]));
         assert_eq!(rolled.stale, [3]);
         assert_eq!(rolled.subtree[&2].threads, 1);
     }
@@ -182,7 +176,7 @@ mod tests {
             };
             (id, own)
         };
-        let tree = [node(1, 0), node(2, 1), node(3, 2)];
+        let tree = HashMap::from([(1, 0), (2, 1), (3, 2)]);
         let mut own = [
             seen(3, 9, 2),
             seen(2, 40, 1),
@@ -206,16 +200,18 @@ mod tests {
 
     #[test]
     fn a_broken_chain_is_told() {
-        assert_eq!(roll_up([tasks(5, 1)], &[node(5, 4)]).broken_chains, 1);
+        assert_eq!(
+            roll_up([tasks(5, 1)], &HashMap::from([(5, 4)])).broken_chains,
+            1
+        );
     }
 
     proptest! {
         #[test]
         fn any_table_ends_and_each_row_counts_at_itself(
-            tree in prop::collection::vec((1u64..40, 0u64..40), 0..40),
+            tree in prop::collection::hash_map(1u64..40, 0u64..40, 0..40),
             own in prop::collection::vec((1u64..40, 1u32..5), 0..40),
         ) {
-            let tree: Vec<_> = tree.iter().map(|(id, parent)| node(*id, *parent)).collect();
             let rolled = roll_up(own.iter().map(|(id, threads)| tasks(*id, *threads)), &tree);
             for (id, threads) in own {
                 prop_assert!(rolled.subtree[&id].threads >= threads);

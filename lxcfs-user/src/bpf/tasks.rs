@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aya::maps::{Array, HashMap as HashTable, Map, MapData};
 use bytemuck::Pod;
-use lxcfs_common::bpf::{CgroupNode, TaskSet};
+use lxcfs_common::bpf::{CgroupNode, TaskSet, WALK_INTRODUCED, WALK_NUMBER};
 
 use super::error::BpfError;
 use super::feature::Feature;
@@ -22,13 +22,14 @@ pub struct TaskSample {
     pub at: Nsec,
     /// CPU time that taking it cost this thread.
     pub cost: Duration,
-    /// Number of the walk, counting from 1.
+    /// Number of the sample, counting from 1.
     pub generation: u64,
     /// Tasks that were not counted because the table was full, since the start.
     pub lost_tasks: u64,
     /// Cgroups with tasks whose ancestors could not all be followed.
     pub broken_chains: u32,
-    subtree: HashMap<CgroupId, TaskCounts>,
+    v2: HashMap<u64, TaskCounts>,
+    v1: HashMap<u64, TaskCounts>,
 }
 
 /// How old a sample that cost `cost` may get before a request has the next one taken. Readers
@@ -49,24 +50,36 @@ impl TaskSample {
     /// Counts of a cgroup with everything below it; all zero for one without tasks.
     #[must_use]
     pub fn counts(&self, cgroup: CgroupId) -> TaskCounts {
-        self.subtree.get(&cgroup).copied().unwrap_or_default()
+        let counts = match cgroup {
+            CgroupId::V2(id) => self.v2.get(&id),
+            CgroupId::V1(id) => self.v1.get(&id),
+        };
+        counts.copied().unwrap_or_default()
     }
 
     /// Every cgroup that has tasks in its subtree.
     pub fn iter(&self) -> impl Iterator<Item = (CgroupId, &TaskCounts)> {
-        self.subtree.iter().map(|(id, counts)| (*id, counts))
+        let v2 = self
+            .v2
+            .iter()
+            .map(|(id, counts)| (CgroupId::V2(*id), counts));
+        let v1 = self
+            .v1
+            .iter()
+            .map(|(id, counts)| (CgroupId::V1(*id), counts));
+        v2.chain(v1)
     }
 
     /// How many cgroups have tasks in their subtree.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.subtree.len()
+        self.v2.len() + self.v1.len()
     }
 
     /// Whether no cgroup has tasks, which only an empty default sample says.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.subtree.is_empty()
+        self.v2.is_empty() && self.v1.is_empty()
     }
 }
 
@@ -112,14 +125,55 @@ impl<V: Pod> Table<V> {
 /// Size of the tables in the object.
 const MAX_ROWS: u32 = 32_768;
 
+/// One hierarchy as the walks have seen it, and what is known of it here.
+struct Tree {
+    table: Table<CgroupNode>,
+    /// Parent of each cgroup in the table, 0 above the root.
+    parents: HashMap<u64, u64>,
+}
+
+impl Tree {
+    fn new(map: Map) -> Result<Self, BpfError> {
+        Ok(Self {
+            table: Table::new(map)?,
+            parents: HashMap::new(),
+        })
+    }
+
+    fn read(&mut self) -> Result<(), BpfError> {
+        self.table.read()?;
+        let rows = self.table.rows.drain(..);
+        self.parents.clear();
+        self.parents
+            .extend(rows.map(|(id, node)| (id, node.parent)));
+        self.parents.shrink_to(self.parents.len() * 4);
+        Ok(())
+    }
+
+    /// Rolls the tasks up, and drops the cgroups without any.
+    fn rolled(&mut self, own: impl Iterator<Item = (u64, TaskCounts)>) -> RolledUp {
+        let mut rolled = roll_up(own, &self.parents);
+        for id in &rolled.stale {
+            self.parents.remove(id);
+        }
+        self.table.forget(std::mem::take(&mut rolled.stale));
+        rolled
+    }
+}
+
 /// Owner of the walk: the tables are written by one walk at a time.
 pub(super) struct TaskWalk {
     link: OwnedFd,
-    generation: Array<MapData, u64>,
+    words: Array<MapData, u64>,
     sets: Table<TaskSet>,
-    v2: Table<CgroupNode>,
-    v1: Option<Table<CgroupNode>>,
+    v2: Tree,
+    v1: Option<Tree>,
+    /// Samples taken.
+    samples: u64,
+    /// Number of the last walk.
     number: u64,
+    /// Cgroups put into the trees when they were last read; `None`: read them again.
+    introduced: Option<u64>,
 }
 
 impl TaskWalk {
@@ -132,22 +186,24 @@ impl TaskWalk {
             .ok_or_else(off)?;
         let link = sys::iterator_link(program.as_fd())
             .map_err(BpfError::system("making the task iterator"))?;
-        let generation = Array::try_from(loaded.map("GENERATION").ok_or_else(off)?)
-            .map_err(|error| BpfError::library("opening GENERATION")(Box::new(error)))?;
+        let words = Array::try_from(loaded.map("WALK").ok_or_else(off)?)
+            .map_err(|error| BpfError::library("opening WALK")(Box::new(error)))?;
         let sets = Table::new(loaded.map("TASK_SETS").ok_or_else(off)?)?;
-        let v2 = Table::new(loaded.map("TREE_V2").ok_or_else(off)?)?;
+        let v2 = Tree::new(loaded.map("TREE_V2").ok_or_else(off)?)?;
         let v1 = if v1 {
-            Some(Table::new(loaded.map("TREE_V1").ok_or_else(off)?)?)
+            Some(Tree::new(loaded.map("TREE_V1").ok_or_else(off)?)?)
         } else {
             None
         };
         Ok(Self {
             link,
-            generation,
+            words,
             sets,
             v2,
             v1,
+            samples: 0,
             number: 0,
+            introduced: None,
         })
     }
 
@@ -156,8 +212,8 @@ impl TaskWalk {
         let before = super::clock(libc::CLOCK_THREAD_CPUTIME_ID);
         self.number += 1;
         let number = self.number;
-        self.generation
-            .set(0, number, 0)
+        self.words
+            .set(WALK_NUMBER, number, 0)
             .map_err(|error| BpfError::library("setting the walk's number")(Box::new(error)))?;
         sys::walk(self.link.as_fd(), &mut Vec::new())
             .map_err(BpfError::system("walking the tasks"))?;
@@ -166,6 +222,7 @@ impl TaskWalk {
         let rows = std::mem::take(&mut self.sets.rows);
         let old = rows.iter().filter(|(_, set)| set.generation != number);
         self.sets.forget(old.map(|(address, _)| *address));
+        self.read_trees()?;
 
         let current = || {
             rows.iter()
@@ -173,43 +230,53 @@ impl TaskWalk {
                 .filter(|set| set.generation == number)
         };
         let on = |set: &TaskSet, id: u64| (id != 0).then(|| (id, TaskCounts::from(set)));
-        let v2 = rolled(
-            &mut self.v2,
-            current().filter_map(|set| on(set, set.cgroup_v2)),
-        )?;
-        let v1 = match &mut self.v1 {
-            Some(table) => rolled(table, current().filter_map(|set| on(set, set.cgroup_v1)))?,
-            None => RolledUp::default(),
-        };
+        let v2 = self
+            .v2
+            .rolled(current().filter_map(|set| on(set, set.cgroup_v2)));
+        let v1 = self
+            .v1
+            .as_mut()
+            .map(|tree| tree.rolled(current().filter_map(|set| on(set, set.cgroup_v1))));
+        let v1 = v1.unwrap_or_default();
         self.sets.rows = rows;
 
         let broken_chains = v2.broken_chains.saturating_add(v1.broken_chains);
-        let mut subtree = HashMap::with_capacity(v2.subtree.len() + v1.subtree.len());
-        let v2_counts = v2.subtree.into_iter();
-        subtree.extend(v2_counts.map(|(id, counts)| (CgroupId::V2(id), counts)));
-        let v1_counts = v1.subtree.into_iter();
-        subtree.extend(v1_counts.map(|(id, counts)| (CgroupId::V1(id), counts)));
+        if broken_chains > 0 {
+            // Nothing may be taken for present: a gap in the numbers has all looked up again.
+            self.number += 1;
+            self.introduced = None;
+        }
+        self.samples += 1;
         let cost = super::clock(libc::CLOCK_THREAD_CPUTIME_ID).less(before);
         Ok(TaskSample {
             at,
             cost: Duration::from_nanos(cost.0),
-            generation: number,
+            generation: self.samples,
             lost_tasks: 0,
             broken_chains,
-            subtree,
+            v2: v2.subtree,
+            v1: v1.subtree,
         })
     }
-}
 
-/// Reads one hierarchy, rolls the tasks up in it, and drops the nodes without any.
-fn rolled(
-    table: &mut Table<CgroupNode>,
-    own: impl Iterator<Item = (u64, TaskCounts)>,
-) -> Result<RolledUp, BpfError> {
-    table.read()?;
-    let mut rolled = roll_up(own, &table.rows);
-    table.forget(std::mem::take(&mut rolled.stale));
-    Ok(rolled)
+    /// Reads the trees, unless no cgroup has been put into them since the last time: reading
+    /// costs a look at every bucket, and most walks meet nothing new.
+    fn read_trees(&mut self) -> Result<(), BpfError> {
+        let introduced = self
+            .words
+            .get(&WALK_INTRODUCED, 0)
+            .map_err(|error| BpfError::library("reading the walk's words")(Box::new(error)))?;
+        if self.introduced == Some(introduced) {
+            return Ok(());
+        }
+        self.introduced = None;
+        self.v2.read()?;
+        if let Some(tree) = &mut self.v1 {
+            tree.read()?;
+        }
+        self.introduced = Some(introduced);
+        Ok(())
+    }
 }
 
 #[cfg(test)]

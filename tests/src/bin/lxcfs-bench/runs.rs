@@ -288,8 +288,10 @@ fn scale(args: &RunArgs, base: &Path) -> Result<()> {
         "containers",
         "null pread",
         "meminfo pread",
-        "meminfo o+r+c",
         "pread/null",
+        "null o+r+c",
+        "meminfo o+r+c",
+        "o+r+c/null",
         "memory (PSS)",
         "idle CPU, 30 s",
     ]);
@@ -322,8 +324,10 @@ fn scale(args: &RunArgs, base: &Path) -> Result<()> {
                 count.to_string(),
                 usec(pread[0]),
                 usec(pread[1]),
-                usec(orc[1]),
                 ratio(pread[1], pread[0]),
+                usec(orc[0]),
+                usec(orc[1]),
+                ratio(orc[1], orc[0]),
                 format!("{} KiB", resident_kib(&ours)?),
                 format!("{:.3} %", idle * 100.0),
             ]);

@@ -142,7 +142,7 @@ impl Tree {
 
     fn read(&mut self) -> Result<(), BpfError> {
         self.table.read()?;
-        let rows = self.table.rows.drain(..);
+        let rows = std::mem::take(&mut self.table.rows).into_iter();
         self.parents.clear();
         self.parents
             .extend(rows.map(|(id, node)| (id, node.parent)));

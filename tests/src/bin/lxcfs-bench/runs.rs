@@ -141,6 +141,18 @@ impl OneCpu {
         sched_setaffinity(Pid::from_raw(0), &one)?;
         Ok(Self(before))
     }
+
+    /// The same, with all threads of servers that run already.
+    fn with(servers: &[&Server]) -> Result<Self> {
+        let this = Self::new()?;
+        for pid in servers.iter().flat_map(|server| server.pids()) {
+            for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+                let tid = task?.file_name().to_string_lossy().parse()?;
+                sched_setaffinity(Pid::from_raw(tid), &sched_getaffinity(Pid::from_raw(0))?)?;
+            }
+        }
+        Ok(this)
+    }
 }
 
 impl Drop for OneCpu {
@@ -313,6 +325,7 @@ fn scale(args: &RunArgs, base: &Path) -> Result<()> {
             }
             std::thread::sleep(Duration::from_secs(12));
             let idle = idle_cpu(&ours, IDLE_FOR)?;
+            let _one_cpu = OneCpu::with(&[&ours, &null])?;
             let paths = [
                 null.mountpoint.join("file"),
                 ours.mountpoint.join("proc/meminfo"),

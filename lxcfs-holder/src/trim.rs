@@ -6,7 +6,7 @@
 
 /// Unmaps (not discards) the text and constants of this program's files. What was never
 /// written is in the files; there is nothing to lose.
-pub(crate) fn drop_text() {
+pub fn drop_text() {
     let Ok(smaps) = std::fs::read_to_string("/proc/self/smaps") else {
         return;
     };

@@ -62,11 +62,15 @@ pub struct Facts {
 
 /// Loops that answer requests, first from us, then from the kernel.
 pub trait Server: Send {
-    /// Makes the shared slots the loops' buffers. No other worker may run.
+    /// Maps the shared slots over the loops' buffers. From now on a request that a loop gets, from
+    /// us or from the kernel, is in a slot: none may be sent while another worker runs.
     ///
     /// # Errors
     /// When they cannot be mapped.
-    fn adopt_slots(&self) -> Result<(), ServeError>;
+    fn map_slots(&self) -> Result<(), ServeError>;
+
+    /// From now on the slots hold what is not answered yet. No other worker may run.
+    fn adopt_slots(&self);
 
     /// Answers one request as if the kernel had sent it; returns the reply.
     ///

@@ -101,7 +101,7 @@ pub(super) fn message(opcode: u32, unique: u64, nodeid: u64, body: &[u8]) -> Vec
 
 impl Session {
     /// Starts fuser on a socket of ours. With `state`, its buffers are the pool that
-    /// [`adopt_slots`](Server::adopt_slots) turns into the shared slots.
+    /// [`map_slots`](Server::map_slots) turns into the shared slots.
     pub(super) fn prepare(
         vfs: Arc<Vfs>,
         facts: Facts,
@@ -234,7 +234,7 @@ impl Session {
 }
 
 impl Server for Session {
-    fn adopt_slots(&self) -> Result<(), ServeError> {
+    fn map_slots(&self) -> Result<(), ServeError> {
         let Some(slots) = &self.slots else {
             return Ok(());
         };
@@ -260,8 +260,21 @@ impl Server for Session {
             // SAFETY: just mapped. Without the privilege the pages stay swappable.
             unsafe { libc::mlock(mapped, SLOT_BYTES) };
         }
-        slots.live.store(true, Ordering::Release);
         Ok(())
+    }
+
+    fn adopt_slots(&self) {
+        let Some(slots) = &self.slots else { return };
+        // Where they could not be locked, they may have gone since.
+        for index in 0..self.loops {
+            for page in (0..SLOT_BYTES).step_by(4096) {
+                let byte: *mut u8 =
+                    std::ptr::with_exposed_provenance_mut(slots.pool.buffer(index) + page);
+                // SAFETY: within the mapping of `map_slots`; nobody else writes now.
+                unsafe { byte.write_volatile(byte.read_volatile()) };
+            }
+        }
+        slots.live.store(true, Ordering::Release);
     }
 
     fn replay(&self, request: &[u8]) -> Result<Vec<u8>, ServeError> {

@@ -135,6 +135,8 @@ pub fn run(options: WorkerOptions, engine: Arc<dyn Engine>) -> Result<(), Worker
     }
     let worker = Worker::prepare(device, Arc::new(state), channel, engine)?;
     worker.self_test()?;
+    // The self-test's request must not get into a slot; the next one comes when nobody else serves.
+    worker.server.map_slots()?;
     worker.report(&Report::Ready);
     let Some(cause) = worker.stand_by() else {
         return Ok(());
@@ -308,7 +310,7 @@ impl Worker {
         for unique in self.state.harvest(cause) {
             self.refuse(unique);
         }
-        self.server.adopt_slots()?;
+        self.server.adopt_slots();
         phases.end("slots");
         // Before the first request: a poll must find its trigger.
         self.triggers.recover(&*self.engine);
@@ -381,6 +383,8 @@ impl Worker {
         if let Some(on_active) = options.on_active {
             on_active(HistoryStore::new(self.state.clone()));
         }
+        // What the kernel has to unmap when this process dies is time that readers wait.
+        lxcfs_holder::drop_text();
         while let Ok(Some(text)) = hear(&*self.channel, true) {
             match Order::from_text(&text) {
                 Some(Order::Command(command)) => {

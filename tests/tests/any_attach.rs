@@ -1,6 +1,6 @@
 //! Attach, heal and detach on the running kernel, in containers made of real namespaces. Kernels
 //! before 6.5 cannot mount beneath another mount and take the other way.
-// vm: 5.10/v2 6.1/v2
+// vm: all/v2
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Real clients inside a container with 256 MiB and half a CPU show the container's figures.
 //! Where a client does not read files at all, the test shows that too.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-// vm: 5.10/v2 7/v2 6.1/v1
+// vm: all/v2 6.1/v1
 
 use std::time::Instant;
 

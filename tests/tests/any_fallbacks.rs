@@ -3,7 +3,7 @@
 //! does not start at all, and says that. `vm_lockdown` has the one state that needs a machine
 //! booted for it.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-// vm: 5.10/v2 6.12/v2
+// vm: all/v2
 
 use std::ffi::OsStr;
 use std::fs::File;

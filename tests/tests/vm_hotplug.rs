@@ -2,7 +2,7 @@
 //! gone is not forgotten.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "vm-tests")]
-// vm: 6.12/v2
+// vm: all/v2
 
 use std::fs;
 use std::os::fd::AsFd;

@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
-
+use crate::Place;
 use crate::cri::{Cri, api, api::mode};
 
 /// Where the root image of the virtual machines has containerd 2 with its shim.
@@ -30,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running containerd.
 pub struct Containerd {
-    directory: TempDir,
+    directory: Place,
     child: Child,
     cri: Cri,
     pods: Vec<String>,
@@ -133,15 +132,23 @@ impl Containerd {
     /// # Panics
     /// When it does not; the message holds its log.
     pub fn start() -> Self {
+        Self::start_in(Place::temporary("lxcfs-containerd-"))
+    }
+
+    /// The same in a directory that an earlier one may have left.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_in(directory: Place) -> Self {
         crate::require_root();
-        let directory = TempDir::with_prefix("lxcfs-containerd-")
-            .unwrap_or_else(|error| panic!("no temporary directory: {error}"));
-        open(directory.path());
-        write(
-            &directory.path().join("config.toml"),
-            config(directory.path()),
-        );
-        network(directory.path());
+        let described = directory.path().join("config.toml");
+        let is_new = !described.exists();
+        if is_new {
+            make(directory.path());
+            open(directory.path());
+            write(&described, config(directory.path()));
+            network(directory.path());
+        }
         let child = spawn(directory.path());
         let mut containerd = Self {
             cri: Cri::new(&directory.path().join("containerd.sock")),
@@ -150,7 +157,9 @@ impl Containerd {
             pods: Vec::new(),
         };
         containerd.wait_until_served();
-        containerd.import();
+        if is_new {
+            containerd.import();
+        }
         containerd
     }
 

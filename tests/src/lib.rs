@@ -13,7 +13,9 @@ pub mod docker;
 pub mod footprint;
 pub mod lifecycle;
 pub mod mount;
+pub mod node;
 pub mod package;
+pub mod place;
 pub mod podman;
 pub mod reader;
 pub mod report;
@@ -33,6 +35,7 @@ pub use burner::Burner;
 pub use cgroup::{Layout, TestCgroup};
 pub use container::Container;
 pub use mount::Lxcfs;
+pub use place::Place;
 pub use podman::Podman;
 
 /// The `lxcfs` to test: `LXCFS_BIN` where that is set (virtual machines set it), otherwise the

@@ -10,18 +10,19 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tempfile::TempDir;
+
+use crate::Place;
 
 /// How long a start or a stop may take on a loaded, emulated machine before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A daemon with its mountpoint, run-time directory and log in a temporary directory.
+/// A daemon with its mountpoint, run-time directory and log in one directory.
 ///
 /// Dropping it stops the daemon and unmounts; [`Lxcfs::stop`] does so and asserts a clean end.
 #[derive(Debug)]
 pub struct Lxcfs {
     child: Child,
-    directory: TempDir,
+    directory: Place,
     stopped: bool,
 }
 
@@ -38,12 +39,22 @@ impl Lxcfs {
     ///
     /// # Panics
     /// As [`Self::start`].
-    pub fn start_by<S: AsRef<OsStr>>(mut command: Command, arguments: &[S]) -> Self {
+    pub fn start_by<S: AsRef<OsStr>>(command: Command, arguments: &[S]) -> Self {
+        Self::start_in(Place::temporary("lxcfs-test-"), command, arguments)
+    }
+
+    /// The same in a directory that an earlier one may have left.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_in<S: AsRef<OsStr>>(
+        directory: Place,
+        mut command: Command,
+        arguments: &[S],
+    ) -> Self {
         crate::require_root();
-        let directory = TempDir::with_prefix("lxcfs-test-")
-            .unwrap_or_else(|error| panic!("no temporary directory: {error}"));
         let mountpoint = directory.path().join("mnt");
-        fs::create_dir(&mountpoint).unwrap_or_else(|error| panic!("no mountpoint: {error}"));
+        fs::create_dir_all(&mountpoint).unwrap_or_else(|error| panic!("no mountpoint: {error}"));
         let log = directory.path().join("log");
         let log = File::create(&log).unwrap_or_else(|error| panic!("no log: {error}"));
         let child = command

@@ -248,6 +248,9 @@ fn described(machine: &Machine) -> String {
     if machine.systemd {
         words.push("systemd".to_owned());
     }
+    if machine.reboots {
+        words.push("reboots".to_owned());
+    }
     if !machine.append.is_empty() {
         words.push(machine.append.trim().to_owned());
     }

@@ -133,8 +133,9 @@ fn parse(line: &str) -> Result<Vec<Machine>> {
             Some(("timeout", seconds)) => shape.timeout = seconds.parse()?,
             Some(("append", argument)) => shape.append = format!("{} {argument}", shape.append),
             None if word == "systemd" => shape.systemd = true,
+            None if word == "reboots" => shape.reboots = true,
             _ => bail!(
-                "`{word}` is none of KERNEL/LAYOUT, smp=, mem=, swap=, timeout=, append=, systemd"
+                "`{word}` is none of KERNEL/LAYOUT, smp=, mem=, swap=, timeout=, append=, systemd, reboots"
             ),
         }
     }

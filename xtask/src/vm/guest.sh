@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs inside the virtual machine, as process 1 or as a systemd unit: prepares what a running
 # Debian has, runs /payload/vm/command, reports its output and status over virtio ports.
-# /payload/vm/settings sets LAYOUT (v2, v1, hybrid), SHELL_ON_CONSOLE and the environment.
+# /payload/vm/settings sets LAYOUT (v2, v1, hybrid), SHELL_ON_CONSOLE, REBOOTS and the environment.
 . /payload/vm/settings
 export PATH=/payload/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root LANG=C.UTF-8 TERM=${TERM:-linux} LXCFS_IN_VM=1 LXCFS_BIN=/payload/bin/lxcfs
@@ -119,4 +119,5 @@ else
     run_command
 fi
 # With QEMU's -no-reboot this ends the machine at once.
-busybox reboot -f
+[ -n "$REBOOTS" ] || busybox reboot -f
+busybox poweroff -f

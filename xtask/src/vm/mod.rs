@@ -88,6 +88,9 @@ pub(crate) struct Machine {
     /// Boot systemd as process 1 and run the command as a unit.
     #[arg(long)]
     pub(crate) systemd: bool,
+    /// Let the command reboot the machine: it is run again then, and the disk is as it left it.
+    #[arg(long)]
+    pub(crate) reboots: bool,
     /// Give up after so many seconds.
     #[arg(long, default_value_t = 900, value_name = "SECONDS")]
     pub(crate) timeout: u64,
@@ -125,6 +128,7 @@ impl Default for Machine {
             swap: 0,
             append: String::new(),
             systemd: false,
+            reboots: false,
             timeout: 900,
         }
     }

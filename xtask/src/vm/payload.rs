@@ -138,8 +138,9 @@ impl CommandText {
 
 fn settings(machine: &Machine, command: &CommandText) -> String {
     let shell = if command.is_interactive() { "yes" } else { "" };
+    let reboots = if machine.reboots { "yes" } else { "" };
     format!(
-        "LAYOUT={}\nSHELL_ON_CONSOLE={shell}\nexport LXCFS_VM_KERNEL={}\n",
+        "LAYOUT={}\nSHELL_ON_CONSOLE={shell}\nREBOOTS={reboots}\nexport LXCFS_VM_KERNEL={}\n",
         machine.layout.name(),
         machine.kernel.name()
     )

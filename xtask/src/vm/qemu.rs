@@ -116,13 +116,10 @@ pub(crate) fn run(
         "-M",
         "q35",
     ]);
-    qemu.args([
-        "-no-user-config",
-        "-nodefaults",
-        "-display",
-        "none",
-        "-no-reboot",
-    ]);
+    qemu.args(["-no-user-config", "-nodefaults", "-display", "none"]);
+    if !machine.reboots {
+        qemu.arg("-no-reboot");
+    }
     qemu.arg("-smp")
         .arg(machine.smp.to_string())
         .arg("-m")

@@ -20,9 +20,13 @@ pub const SERVER_UID: u32 = 65534;
 /// `program` as user `uid` with the documented capabilities and no way to get others; `before`
 /// is put in front (`unshare …`).
 pub fn confined(before: &[&str], uid: u32, program: &Path) -> Command {
+    confined_to(&SERVER_CAPABILITIES, before, uid, program)
+}
+
+fn confined_to(capabilities: &[&str], before: &[&str], uid: u32, program: &Path) -> Command {
     let sets: Vec<String> = ["inh-caps", "ambient-caps", "bounding-set"]
         .map(|set| {
-            let named = SERVER_CAPABILITIES.iter().map(|name| name.to_lowercase());
+            let named = capabilities.iter().map(|name| name.to_lowercase());
             named.fold(format!("--{set}=-all"), |all, name| all + ",+" + &name)
         })
         .into();
@@ -177,7 +181,15 @@ impl Held {
 
     /// A server of another user, with what `before` does first.
     pub fn serve(&self, before: &[&str]) -> Server {
-        let command = confined(before, SERVER_UID, lxcfs_binary());
+        self.serve_by(confined(before, SERVER_UID, lxcfs_binary()))
+    }
+
+    /// A server of another user with these capabilities alone.
+    pub fn serve_with(&self, capabilities: &[&str]) -> Server {
+        self.serve_by(confined_to(capabilities, &[], SERVER_UID, lxcfs_binary()))
+    }
+
+    fn serve_by(&self, command: Command) -> Server {
         let holder = format!("--holder={}", self.path("lxcfs/workers.sock").display());
         let own = format!("--runtime-dir={}", self.path("server").display());
         let mount = self.path("mnt").display().to_string();
@@ -210,6 +222,35 @@ impl Drop for Held {
 /// # Panics
 /// When it cannot.
 pub fn container_reads(mountpoint: &Path) -> (String, String) {
+    let (_cgroup, container) = container(mountpoint);
+    let total = container.stdout(&["grep", "MemTotal", "/proc/meminfo"]);
+    (
+        total,
+        container.stdout(&["cut", "-d.", "-f1", "/proc/uptime"]),
+    )
+}
+
+/// The line of its memory that a container with 128 MiB reads when nobody but root may look into
+/// its cgroup, or what the reader complains of.
+///
+/// # Panics
+/// When there can be no such container.
+pub fn closed_container_reads(mountpoint: &Path) -> Result<String, String> {
+    let (cgroup, container) = container(mountpoint);
+    for dir in cgroup.dirs() {
+        let closed = fs::set_permissions(&dir, fs::Permissions::from_mode(0o700));
+        closed.unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    }
+    let output = container.run(&["grep", "MemTotal", "/proc/meminfo"]);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(text(&output.stderr))
+    }
+}
+
+fn container(mountpoint: &Path) -> (TestCgroup, Container) {
     let cgroup = TestCgroup::new("split");
     cgroup.limit_memory(128 << 20);
     let container = Container::start(&cgroup, mountpoint, &Shape::default());
@@ -223,9 +264,5 @@ pub fn container_reads(mountpoint: &Path) -> (String, String) {
         "mount --make-rprivate / && umount -R -l /sys/fs/cgroup && mount -t {kind} cgroup /sys/fs/cgroup"
     );
     container.stdout(&["sh", "-c", &mount]);
-    let total = container.stdout(&["grep", "MemTotal", "/proc/meminfo"]);
-    (
-        total,
-        container.stdout(&["cut", "-d.", "-f1", "/proc/uptime"]),
-    )
+    (cgroup, container)
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use lxcfs_common::pod::SERVER_CAPABILITIES;
 use lxcfs_tests::Lxcfs;
 use lxcfs_tests::serve::eventually;
-use lxcfs_tests::split::{Held, SERVER_UID, container_reads};
+use lxcfs_tests::split::{Held, SERVER_UID, closed_container_reads, container_reads};
 
 /// Figures from a control socket.
 fn metrics(socket: &Path) -> Option<String> {
@@ -111,6 +111,37 @@ fn a_server_of_another_user_with_four_capabilities_does_all_that_the_daemon_does
         "{unknown:?}"
     );
     server.stop();
+}
+
+/// What a server with these capabilities shows: the features that it lacks, and what a container
+/// reads whose cgroup is closed to others.
+fn shown_with(capabilities: &[&str]) -> (Vec<String>, Result<String, String>) {
+    let held = Held::start();
+    let server = held.serve_with(capabilities);
+    eventually("it serves", || held.status().number("serving") == 1);
+
+    let mut off = features(&held.path("server/lxcfs/control.sock"));
+    off.retain(|line| !line.contains("state=\"on\""));
+    let read = closed_container_reads(&held.path("mnt"));
+    server.stop();
+    (off, read)
+}
+
+#[test]
+fn the_server_needs_each_of_its_capabilities() {
+    let own = Ok("MemTotal:         131072 kB\n".to_owned());
+    assert_eq!(shown_with(&SERVER_CAPABILITIES), (vec![], own.clone()));
+    for lacking in SERVER_CAPABILITIES {
+        let rest = SERVER_CAPABILITIES.into_iter();
+        let rest: Vec<_> = rest.filter(|name| *name != lacking).collect();
+        let (off, read) = shown_with(&rest);
+        println!("without {lacking}: {read:?}, features off: {off:?}");
+        match lacking {
+            "BPF" | "PERFMON" => assert!(!off.is_empty() && read == own),
+            // An error, never the machine's memory.
+            _ => assert!(read.is_err(), "{read:?}"),
+        }
+    }
 }
 
 #[test]

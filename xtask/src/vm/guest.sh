@@ -106,6 +106,12 @@ run_command() {
 }
 
 [ $$ -ne 1 ] || prepare
+if [ -n "$REBOOTS" ]; then
+    # A third boot means that the kernel died in one of the two. Ending without a status says so.
+    echo boot >>/var/lib/lxcfs-vm.boots
+    sync
+    [ "$(wc -l </var/lib/lxcfs-vm.boots)" -le 2 ] || busybox poweroff -f
+fi
 swap=$(grep -lx swap /sys/block/vd*/serial)
 if [ -n "$swap" ]; then
     swap=${swap%/serial}

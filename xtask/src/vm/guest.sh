@@ -107,10 +107,13 @@ run_command() {
 
 [ $$ -ne 1 ] || prepare
 if [ -n "$REBOOTS" ]; then
-    # A third boot means that the kernel died in one of the two. Ending without a status says so.
-    echo boot >>/var/lib/lxcfs-vm.boots
+    # A command that reboots says so before. A machine that comes back without that died of a
+    # panic, perhaps with half of its disk written: ending without a status says so.
+    booted=/var/lib/lxcfs-vm.booted announced=/var/lib/lxcfs-vm.reboots
+    [ ! -e $booted ] || [ -e $announced ] || busybox poweroff -f
+    rm -f $announced
+    touch $booted
     sync
-    [ "$(wc -l </var/lib/lxcfs-vm.boots)" -le 2 ] || busybox poweroff -f
 fi
 swap=$(grep -lx swap /sys/block/vd*/serial)
 if [ -n "$swap" ]; then

@@ -88,7 +88,8 @@ pub(crate) struct Machine {
     /// Boot systemd as process 1 and run the command as a unit.
     #[arg(long)]
     pub(crate) systemd: bool,
-    /// Let the command reboot the machine, once: it is run again then, and the disk is as it left it.
+    /// Let the command reboot the machine, after it made /var/lib/lxcfs-vm.reboots: it is run again
+    /// then, and the disk is as it left it.
     #[arg(long)]
     pub(crate) reboots: bool,
     /// Give up after so many seconds.

@@ -44,12 +44,13 @@ pub struct ServerId {
 }
 
 /// What a worker says first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// Whose worker it is.
     pub server: ServerId,
-    /// The worker before it that crashed: nobody but its parent can tell that from a kill.
-    pub crashed: Option<u32>,
+    /// The latest workers before it that crashed: nobody but their parent can tell that from a
+    /// kill.
+    pub crashed: Vec<u32>,
 }
 
 impl std::fmt::Display for ServerId {
@@ -73,8 +74,7 @@ impl std::str::FromStr for ServerId {
 impl Hello {
     /// The message.
     pub fn to_text(&self) -> String {
-        let crashed = self.crashed.map(|pid| format!(" {pid}"));
-        let crashed = crashed.unwrap_or_default();
+        let crashed: String = self.crashed.iter().map(|pid| format!(" {pid}")).collect();
         format!("serve {VERSION} {}{crashed}", self.server)
     }
 
@@ -86,7 +86,7 @@ impl Hello {
         }
         Some(Self {
             server: words.next()?.parse().ok()?,
-            crashed: words.next().and_then(|pid| pid.parse().ok()),
+            crashed: words.map_while(|pid| pid.parse().ok()).collect(),
         })
     }
 }
@@ -253,7 +253,7 @@ mod tests {
             since_nsec: u64::MAX,
             pid: 4321,
         };
-        for crashed in [None, Some(17)] {
+        for crashed in [vec![], vec![17], vec![4_194_303, 17, 18, 19]] {
             let hello = Hello { server, crashed };
             assert_eq!(Hello::from_text(&hello.to_text()), Some(hello));
         }

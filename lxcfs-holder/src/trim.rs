@@ -2,7 +2,9 @@
 //!
 //! Most of the holder's resident memory is program text that the kernel mapped around the few
 //! pages that were touched at start. Dropping those mappings costs a page fault when the code
-//! is needed again, and nothing else: the text is still in the page cache.
+//! is needed again, and nothing else: the text is still in the page cache. A worker does it for
+//! another reason: the kernel unmaps a dying process before it closes its descriptors, and
+//! readers wait for that.
 
 /// Unmaps (not discards) the text and constants of this program's files. What was never
 /// written is in the files; there is nothing to lose.

@@ -210,6 +210,7 @@ fn a_request_that_crashes_every_worker_gets_eio_soon() {
         served.status().number("poisoned_requests") == 1
     });
     let deaths = served.status().number("worker_deaths");
+    println!("{deaths} workers died of it");
     assert!(deaths < 10, "{deaths} workers crashed\n{}", server.log());
     assert_eq!(meminfo(&served).unwrap(), constant_text(CONSTANT_BYTES));
     served.assert_unharmed(&readers.finish());

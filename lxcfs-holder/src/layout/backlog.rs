@@ -96,6 +96,27 @@ impl State {
         true
     }
 
+    /// A worker that had been taken for killed while it replayed has crashed: says so of what it
+    /// was blamed for. Returns whether there was anything; without it the news may be early.
+    pub fn was_a_crash(&self) -> bool {
+        let mut found = false;
+        for entry in &self.control().backlog {
+            if entry.unique.load(Ordering::Acquire) == 0 {
+                continue;
+            }
+            let fewer = |kills: u32| kills.checked_sub(1);
+            if let Ok(_before) =
+                entry
+                    .kills
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer)
+            {
+                entry.crashes.fetch_add(1, Ordering::Relaxed);
+                found = true;
+            }
+        }
+        found
+    }
+
     /// The requests to answer, oldest first, after [`harvest`](Self::harvest).
     pub fn backlog(&self) -> Vec<u64> {
         let backlog = &self.control().backlog;

@@ -102,6 +102,23 @@ fn random_kills_do_not_make_a_request_poisonous() {
 }
 
 #[test]
+fn a_crash_that_was_taken_for_a_kill_is_blamed_when_it_is_known() {
+    let state = State::create(2).unwrap();
+    read_into_slot(&state, 0, 10, READ, b"poison");
+    state.harvest(Cause::Killed);
+    assert!(!state.was_a_crash(), "it was not being replayed");
+    for _ in 0..2 {
+        assert!(matches!(state.start(10), Some(Orphan::Replay(_))));
+        state.harvest(Cause::Killed);
+        assert!(state.was_a_crash());
+        assert!(!state.was_a_crash(), "once is enough");
+    }
+    assert_eq!(state.start(10), Some(Orphan::Poison));
+    state.finish(10);
+    assert!(!state.was_a_crash(), "it is answered");
+}
+
+#[test]
 fn a_request_longer_than_a_slot_is_given_up() {
     let state = State::create(2).unwrap();
     read_into_slot(&state, 0, 10, READ, b"");

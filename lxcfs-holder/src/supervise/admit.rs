@@ -89,11 +89,8 @@ impl Holder {
 
     fn admit(&mut self, newcomer: Newcomer) {
         let server = newcomer.hello.server;
-        if newcomer.hello.crashed.is_some()
-            && newcomer.hello.crashed == self.last_death
-            && let Some((_, cause)) = &mut self.down
-        {
-            *cause = Cause::Crashed;
+        for crashed in &newcomer.hello.crashed {
+            self.learn_of_crash(*crashed);
         }
         let place = place(server, self.present());
         let refusal = match place {
@@ -132,6 +129,19 @@ impl Holder {
             // Its program has served: no need to hear that it is ready.
             self.activate_standby();
         }
+    }
+
+    /// A server tells which of its workers crashed. The next one may serve already: then what the
+    /// dead one was replaying is blamed afterwards.
+    fn learn_of_crash(&mut self, pid: u32) {
+        if let Some((_, cause)) = &mut self.down
+            && self.last_death == Some(pid)
+        {
+            *cause = Cause::Crashed;
+        } else if !self.suspects.contains(&pid) || !self.state.was_a_crash() {
+            return;
+        }
+        self.suspects.retain(|suspect| *suspect != pid);
     }
 
     /// The workers of a dead predecessor that have ended in the meantime are not waited for.

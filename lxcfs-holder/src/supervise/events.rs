@@ -16,6 +16,9 @@ use crate::layout::Cause;
 use crate::log::say;
 use crate::spawn::{End, Phase, Worker};
 
+/// So many unexplained ends are remembered; a server tells of the latest.
+const MAX_SUSPECTS: usize = 8;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Active,
@@ -298,6 +301,12 @@ impl Holder {
         self.disappoint();
         self.deaths += 1;
         self.last_death = Some(worker.pid);
+        if end == End::Unknown && self.state.replaying() {
+            if self.suspects.len() >= MAX_SUSPECTS {
+                self.suspects.remove(0);
+            }
+            self.suspects.push(worker.pid);
+        }
         let cause = if worker.stuck {
             Cause::Crashed
         } else {

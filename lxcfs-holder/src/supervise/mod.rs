@@ -80,6 +80,8 @@ struct Holder {
     served_by: Option<ServerId>,
     /// The worker that died last while it served.
     last_death: Option<u32>,
+    /// Workers of a server that ended while they replayed, nobody has said how.
+    suspects: Vec<u32>,
     /// Since when nobody serves, and whom the next worker blames.
     down: Option<(Instant, Cause)>,
     orphans_answered: bool,
@@ -271,6 +273,7 @@ impl Holder {
             asking: Vec::new(),
             served_by: None,
             last_death: None,
+            suspects: Vec::new(),
             down,
             orphans_answered: false,
             fruitless: 0,

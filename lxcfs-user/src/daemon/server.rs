@@ -1,6 +1,7 @@
 //! `lxcfs serve`: keeps two workers offered to a holder that runs elsewhere, and replaces each
 //! that ends. It opens nothing and mounts nothing itself.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
@@ -94,16 +95,21 @@ pub fn run(
         given,
         words,
         seats: Default::default(),
-        last_crash: None,
+        crashed: VecDeque::new(),
     }
     .supervise(&signals)
 }
+
+/// So many crashes are told to the holder. Both workers may have crashed since one last came to
+/// it, and another may be on its way.
+const CRASHES_TOLD: usize = 4;
 
 struct Server {
     given: Vec<OsString>,
     words: Vec<OsString>,
     seats: [Seat; WORKERS],
-    last_crash: Option<u32>,
+    /// The latest workers that crashed.
+    crashed: VecDeque<u32>,
 }
 
 impl Server {
@@ -141,8 +147,9 @@ impl Server {
         }
         let mut command = Command::new("/proc/self/exe");
         command.args(&self.given);
-        if let Some(pid) = self.last_crash {
-            command.arg(format!("--crashed={pid}"));
+        if !self.crashed.is_empty() {
+            let pids: Vec<String> = self.crashed.iter().map(u32::to_string).collect();
+            command.arg(format!("--crashed={}", pids.join(",")));
         }
         command
             .args(&self.words)
@@ -192,7 +199,10 @@ impl Server {
                 0
             };
             if crashed(status) {
-                self.last_crash = Some(pid);
+                if self.crashed.len() >= CRASHES_TOLD {
+                    self.crashed.pop_front();
+                }
+                self.crashed.push_back(pid);
                 tracing::warn!(worker = pid, %status, "a worker ended by itself");
             }
             seat.worker = None;

@@ -75,9 +75,13 @@ fn join_if_told(args: Vec<OsString>) -> Result<(), String> {
     let Some(holder) = value("--join") else {
         return Ok(());
     };
+    let crashed = value("--crashed").unwrap_or_default();
     let hello = Hello {
         server: value("--server").unwrap_or_default().parse()?,
-        crashed: value("--crashed").and_then(|pid| pid.parse().ok()),
+        crashed: crashed
+            .split(',')
+            .map_while(|pid| pid.parse().ok())
+            .collect(),
     };
     let joined = outside::join(Path::new(&holder), &hello, |_why| ());
     joined.map(drop).map_err(|error| error.to_string())

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::containerd::{Containerd, Look, Started, open};
+use crate::containerd::{ASK, Containerd, Look, Pod, Started, open};
 use crate::serve::eventually;
 use crate::{Lxcfs, lxcfs_binary};
 
@@ -95,6 +95,17 @@ pub fn daemon() -> Lxcfs {
     // As /var/lib/lxcfs: the users of pods may pass.
     open(lxcfs.runtime_dir());
     lxcfs
+}
+
+/// A pod as strict as Pod Security has it, which asks for its views and reads them for ever.
+pub fn pod(name: &str) -> Pod<'_> {
+    Pod {
+        name,
+        restricted: true,
+        annotations: &[ASK],
+        arguments: &WATCH,
+        ..Pod::default()
+    }
 }
 
 /// The first number after `head` in a line of `text`.

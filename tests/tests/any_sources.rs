@@ -1,6 +1,6 @@
 //! The sources on real cgroups and namespaces: who a caller is, what limits it, what it uses,
 //! and what is left when it goes.
-// vm: 6.12/v2
+// vm: all/v2
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 

@@ -2,7 +2,7 @@
 //! container with 256 MiB and half a CPU of a machine with four.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "vm-tests")]
-// vm: 6.12/v2 smp=4 timeout=1800
+// vm: all/v2 smp=4 timeout=1800
 
 use lxcfs_tests::container::Shape;
 use lxcfs_tests::{Container, Lxcfs, TestCgroup};

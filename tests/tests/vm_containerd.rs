@@ -10,7 +10,7 @@ use lxcfs_tests::Lxcfs;
 use lxcfs_tests::containerd::{ASK, Containerd, Pod};
 use lxcfs_tests::node::{
     Agent, FILES, WATCH, becomes_its_own, connections, daemon, is_of_the_container,
-    is_of_the_machine, machine_age, never_failed, number, read, seconds,
+    is_of_the_machine, machine_age, never_failed, number, pod, read, seconds,
 };
 use lxcfs_tests::serve::eventually;
 use nix::sys::signal::{Signal, kill};
@@ -24,12 +24,8 @@ fn a_restricted_pod_without_a_shell_sees_itself_from_its_first_instruction() {
     for runtime in ["runc", "crun"] {
         let born = machine_age();
         let pod = containerd.run(&Pod {
-            name: &format!("restricted-{runtime}"),
             runtime,
-            restricted: true,
-            annotations: &[ASK],
-            arguments: &WATCH,
-            ..Pod::default()
+            ..pod(&format!("restricted-{runtime}"))
         });
         let look = pod.first_look();
         is_of_the_container(&look, 128 << 10);
@@ -89,16 +85,7 @@ fn no_read_fails_while_agent_and_runtime_are_killed_and_return() {
     let lxcfs = daemon();
     let mut containerd = Containerd::start();
     let mut agent = Agent::start(&lxcfs, &containerd);
-    let run = |containerd: &mut Containerd, name: &str| {
-        containerd.run(&Pod {
-            name,
-            restricted: true,
-            annotations: &[ASK],
-            arguments: &WATCH,
-            ..Pod::default()
-        })
-    };
-    let loaded = run(&mut containerd, "loaded");
+    let loaded = containerd.run(&pod("loaded"));
     is_of_the_container(&loaded.first_look(), 128 << 10);
     for _ in 0..3 {
         agent.kill();
@@ -108,7 +95,7 @@ fn no_read_fails_while_agent_and_runtime_are_killed_and_return() {
     }
     // Without an agent a pod starts all the same; the next agent makes up for it.
     agent.kill();
-    let missed = run(&mut containerd, "missed");
+    let missed = containerd.run(&pod("missed"));
     is_of_the_machine(&missed.first_look());
     let _agent = Agent::start(&lxcfs, &containerd);
     becomes_its_own(&containerd, &missed);
@@ -120,7 +107,7 @@ fn no_read_fails_while_agent_and_runtime_are_killed_and_return() {
     eventually("the agent meets the new containerd", || {
         connections(&log) > before
     });
-    let fresh = run(&mut containerd, "fresh");
+    let fresh = containerd.run(&pod("fresh"));
     is_of_the_container(&fresh.first_look(), 128 << 10);
     // Attached once: no layer came on top.
     let mounts = containerd.look(&loaded, &["/proc/self/mountinfo"]);
@@ -171,13 +158,7 @@ fn a_pod_starts_while_the_daemon_hangs_and_is_attached_when_it_goes_on() {
     let _agent = Agent::start(&lxcfs, &containerd);
     let stopped = Stopped::all_of(&lxcfs);
     let began = std::time::Instant::now();
-    let pod = containerd.run(&Pod {
-        name: "meanwhile",
-        restricted: true,
-        annotations: &[ASK],
-        arguments: &WATCH,
-        ..Pod::default()
-    });
+    let pod = containerd.run(&pod("meanwhile"));
     println!(
         "started in {:?} beside a daemon that hangs",
         began.elapsed()
@@ -198,13 +179,7 @@ fn a_pod_starts_while_the_daemon_hangs_and_is_attached_when_it_goes_on() {
 #[test]
 fn pods_that_started_before_the_daemon_are_attached_late() {
     let mut containerd = Containerd::start();
-    let pod = containerd.run(&Pod {
-        name: "early",
-        restricted: true,
-        annotations: &[ASK],
-        arguments: &WATCH,
-        ..Pod::default()
-    });
+    let pod = containerd.run(&pod("early"));
     is_of_the_machine(&pod.first_look());
     let lxcfs = daemon();
     let _agent = Agent::start(&lxcfs, &containerd);

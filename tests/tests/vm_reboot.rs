@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use lxcfs_tests::containerd::{ASK, Containerd, Pod, open};
+use lxcfs_tests::containerd::{Containerd, open};
 use lxcfs_tests::node::{
-    Agent, WATCH, becomes_its_own, is_of_the_container, is_of_the_machine, never_failed,
+    Agent, becomes_its_own, is_of_the_container, is_of_the_machine, never_failed, pod,
 };
 use lxcfs_tests::{Lxcfs, Place, lxcfs_binary};
 
@@ -20,16 +20,6 @@ const KEPT: &str = "/var/lib/lxcfs-reboot";
 
 fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap()
-}
-
-fn pod(name: &str) -> Pod<'_> {
-    Pod {
-        name,
-        restricted: true,
-        annotations: &[ASK],
-        arguments: &WATCH,
-        ..Pod::default()
-    }
 }
 
 fn daemon() -> Lxcfs {

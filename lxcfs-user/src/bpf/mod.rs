@@ -42,6 +42,7 @@ pub use feature::{Feature, FeatureState};
 pub use load::ProgramCost;
 pub use rollup::{CgroupId, LastPid, TaskCounts};
 pub use sampler::{CgroupLoadState, EventHandler, Sampler};
+pub use sys::{iterator_link, walk};
 pub use tasks::TaskSample;
 
 use crate::snapshot::PerCpuTime;

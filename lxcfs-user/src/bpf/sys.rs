@@ -77,7 +77,10 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
 }
 
 /// Makes a link of an iterator program. It is kept; each walk makes a file from it.
-pub(super) fn iterator_link(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+///
+/// # Errors
+/// When the program is no iterator, or the kernel has none (before 5.8).
+pub fn iterator_link(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let mut attributes = LinkCreate {
         prog_fd: raw(program),
         target_fd: 0,
@@ -92,7 +95,10 @@ pub(super) fn iterator_link(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 }
 
 /// Runs one walk and appends what the program wrote to `output`.
-pub(super) fn walk(link: BorrowedFd<'_>, output: &mut Vec<u8>) -> io::Result<()> {
+///
+/// # Errors
+/// What the kernel says; the walk may have been begun.
+pub fn walk(link: BorrowedFd<'_>, output: &mut Vec<u8>) -> io::Result<()> {
     let mut attributes = IterCreate {
         link_fd: raw(link),
         flags: 0,

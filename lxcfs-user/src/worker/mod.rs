@@ -383,7 +383,7 @@ impl Worker {
         if let Some(on_active) = options.on_active {
             on_active(HistoryStore::new(self.state.clone()));
         }
-        // What the kernel has to unmap when this process dies is time that readers wait.
+        // What is mapped when this process dies is what readers wait for.
         lxcfs_holder::drop_text();
         while let Ok(Some(text)) = hear(&*self.channel, true) {
             match Order::from_text(&text) {

@@ -149,6 +149,35 @@ fn the_last_pid_is_the_kernels_own() {
     panic!("processes start too fast on this machine to compare the last PID");
 }
 
+/// Walks take for granted what the one before has found.
+#[test]
+fn cgroups_that_come_empty_and_fill_again_between_walks_count_with_their_parent() {
+    let collector = collector_with(FEATURES);
+    let parent = Cgroup::new("kept");
+    let first = parent.child("first");
+    let mut sleepers = vec![Child::start(&first, Work::Sleep)];
+    let threads = || {
+        let sample = collector.sample_tasks().expect("sample_tasks");
+        assert_eq!(sample.broken_chains, 0);
+        [&parent, &first].map(|cgroup| sample.counts(cgroup.id()).threads)
+    };
+    assert_eq!(threads(), [1, 1]);
+    assert_eq!(threads(), [1, 1], "nothing is new");
+    let second = parent.child("second");
+    let third = second.child("third");
+    sleepers.push(Child::start(&third, Work::Sleep));
+    assert_eq!(threads(), [2, 1]);
+    drop(sleepers.remove(0));
+    assert_eq!(threads(), [1, 0]);
+    assert_eq!(threads(), [1, 0]);
+    sleepers.push(Child::start(&first, Work::Sleep));
+    assert_eq!(threads(), [2, 1]);
+    sleepers.clear();
+    assert_eq!(threads(), [0, 0]);
+    sleepers.push(Child::start(&third, Work::Sleep));
+    assert_eq!(threads(), [1, 0]);
+}
+
 #[test]
 fn removed_cgroups_leave_the_table() {
     let collector = collector_with(FEATURES);

@@ -142,13 +142,14 @@ impl OneCpu {
         Ok(Self(before))
     }
 
-    /// The same, with all threads of servers that run already.
+    /// The same, with all threads of servers that run already; those stay there.
     fn with(servers: &[&Server]) -> Result<Self> {
         let this = Self::new()?;
+        let one = sched_getaffinity(Pid::from_raw(0))?;
         for pid in servers.iter().flat_map(|server| server.pids()) {
             for task in fs::read_dir(format!("/proc/{pid}/task"))? {
                 let tid = task?.file_name().to_string_lossy().parse()?;
-                sched_setaffinity(Pid::from_raw(tid), &sched_getaffinity(Pid::from_raw(0))?)?;
+                sched_setaffinity(Pid::from_raw(tid), &one)?;
             }
         }
         Ok(this)

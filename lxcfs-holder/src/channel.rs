@@ -39,6 +39,8 @@ pub enum Report {
     Probed(Result<(), String>),
     /// The outcome of [`Order::Command`].
     Answer(Result<String, String>),
+    /// From one that stands by: nothing of the worker that served runs any more.
+    Deserted,
     /// The connection ended: unmounted everywhere, or aborted.
     Unmounted,
 }
@@ -86,6 +88,7 @@ impl Report {
             Self::Probed(Err(error)) => format!("probe-failed {error}"),
             Self::Answer(Ok(text)) => format!("answer {text}"),
             Self::Answer(Err(error)) => format!("refused {error}"),
+            Self::Deserted => "deserted".to_owned(),
             Self::Unmounted => "unmounted".to_owned(),
         }
     }
@@ -106,6 +109,7 @@ impl Report {
             "probe-failed" => Self::Probed(Err(rest.to_owned())),
             "answer" => Self::Answer(Ok(rest.to_owned())),
             "refused" => Self::Answer(Err(rest.to_owned())),
+            "deserted" => Self::Deserted,
             "unmounted" => Self::Unmounted,
             _ => return None,
         })
@@ -182,6 +186,7 @@ mod tests {
             Report::Probed(Err("no such file".to_owned())),
             Report::Answer(Ok("info".to_owned())),
             Report::Answer(Err("what?".to_owned())),
+            Report::Deserted,
             Report::Unmounted,
         ] {
             assert_eq!(Report::from_text(&report.to_text()), Some(report));

@@ -13,6 +13,7 @@
 //! treated as empty. The slots and the backlog never change their layout.
 
 mod backlog;
+mod living;
 
 use std::fs::File;
 use std::io;
@@ -130,6 +131,7 @@ struct BacklogControl {
 struct Control {
     slots: [SlotControl; MAX_LOOPS],
     backlog: [BacklogControl; BACKLOG],
+    living: [AtomicU32; living::WORDS],
 }
 
 const _: () = assert!(size_of::<Control>() <= PAGE);

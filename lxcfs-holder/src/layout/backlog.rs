@@ -137,6 +137,15 @@ impl State {
         })
     }
 
+    /// Whether a worker has ended while it was answering `unique`.
+    pub fn is_suspect(&self, unique: u64) -> bool {
+        self.control().backlog.iter().any(|entry| {
+            entry.unique.load(Ordering::Acquire) == unique
+                && (entry.crashes.load(Ordering::Relaxed) > 0
+                    || entry.kills.load(Ordering::Relaxed) > 0)
+        })
+    }
+
     /// Starts answering `unique`: from now on a crash is its fault.
     pub fn start(&self, unique: u64) -> Option<Orphan> {
         let backlog = &self.control().backlog;

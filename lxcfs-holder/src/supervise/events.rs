@@ -131,7 +131,18 @@ impl Holder {
                     if self.messages(role) {
                         return Some(Outcome::Lost);
                     }
-                    if role == Role::Active && self.relieve() {
+                    if std::mem::take(&mut self.said_deserted) && self.state.is_deserted() {
+                        // Its last words may tell that the connection is gone.
+                        if self.messages(Role::Active) {
+                            return Some(Outcome::Lost);
+                        }
+                        if let Some(active) = &mut self.active {
+                            active.hung_up = true;
+                        }
+                        if self.relieve() {
+                            break;
+                        }
+                    } else if role == Role::Active && self.relieve() {
                         break;
                     }
                 }
@@ -218,6 +229,7 @@ impl Holder {
                     self.next_probe = Instant::now() + self.options.probe_interval;
                     self.upgrade_serves();
                 }
+                Some(Report::Deserted) => self.said_deserted = true,
                 Some(Report::Probed(result)) => self.probed(result),
                 Some(Report::Answer(result)) => {
                     if !self.asking.is_empty() {

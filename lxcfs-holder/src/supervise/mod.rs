@@ -84,6 +84,8 @@ struct Holder {
     suspects: Vec<u32>,
     /// Since when nobody serves, and whom the next worker blames.
     down: Option<(Instant, Cause)>,
+    /// A standby says that nothing of the active worker runs any more.
+    said_deserted: bool,
     orphans_answered: bool,
     /// Answers counted when the active worker took over.
     answers_before: u64,
@@ -275,6 +277,7 @@ impl Holder {
             last_death: None,
             suspects: Vec::new(),
             down,
+            said_deserted: false,
             orphans_answered: false,
             fruitless: 0,
             complaint: backoff::Complaint::default(),
@@ -421,6 +424,7 @@ impl Holder {
     /// Makes `worker` the one that serves; nobody else does.
     fn activate(&mut self, mut worker: Worker) {
         let cause = self.down.map_or(Cause::Killed, |(_, cause)| cause);
+        self.state.expect_signatures();
         worker.tell(&Order::Activate(cause));
         worker.enter(Phase::Activated);
         let header = self.state.header();

@@ -30,6 +30,9 @@ const NOFLUSH_SINCE: u32 = 35;
 pub(super) trait Answered: Send + Sync {
     /// Request `unique`, read into the buffer at `address`, has been answered.
     fn answered(&self, address: usize, unique: u64);
+
+    /// A request that needs no answer was read into the buffer at `address`.
+    fn seen(&self, address: usize);
 }
 
 /// The one implementation of fuser's trait.
@@ -114,6 +117,10 @@ impl Adapter {
 }
 
 impl Filesystem for Adapter {
+    fn forget(&self, req: &Request, _ino: INodeNo, _nlookup: u64) {
+        self.marks.seen(std::ptr::from_ref(req).addr());
+    }
+
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.vfs.lookup(parent.0, name.as_bytes()) {
             Ok(attr) => reply.entry(&TTL, &self.attributes(attr), Generation(0)),

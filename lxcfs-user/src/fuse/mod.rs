@@ -76,9 +76,24 @@ pub trait Server: Send {
     ///
     /// # Errors
     /// When the loops are gone.
-    fn replay(&self, request: &[u8]) -> Result<Vec<u8>, ServeError>;
+    fn replay(&self, request: &[u8]) -> Result<Vec<u8>, ServeError> {
+        self.ask(request)?;
+        self.reply()
+    }
 
-    /// From now on requests come from `device`.
+    /// Gives a request to a loop as if the kernel had sent it.
+    ///
+    /// # Errors
+    /// When the loops are gone.
+    fn ask(&self, request: &[u8]) -> Result<(), ServeError>;
+
+    /// Waits for the next reply to what was asked; the loops may change the order.
+    ///
+    /// # Errors
+    /// When the loops are gone, or none comes in time.
+    fn reply(&self) -> Result<Vec<u8>, ServeError>;
+
+    /// From now on requests come from `device`. With a state memory its header tells since when.
     ///
     /// # Errors
     /// When the descriptor cannot be put in place.
@@ -123,6 +138,11 @@ pub fn error_reply(unique: u64, errno: i32) -> [u8; 16] {
     reply[4..8].copy_from_slice(&(-errno).to_ne_bytes());
     reply[8..].copy_from_slice(&unique.to_ne_bytes());
     reply
+}
+
+/// Which request a reply is to.
+pub fn unique_of(reply: &[u8]) -> Option<u64> {
+    Some(bytemuck::pod_read_unaligned(reply.get(8..16)?))
 }
 
 /// A LOOKUP of `name` in the root, as the kernel would send it; for self-tests.

@@ -58,21 +58,44 @@ struct Slots {
     state: Arc<State>,
     /// Set when this worker owns the slots; before that another one may be using them.
     live: AtomicBool,
+    /// Set when the first loop reads the device.
+    serving: AtomicBool,
 }
 
 impl Answered for Slots {
     fn answered(&self, address: usize, unique: u64) {
-        if !self.live.load(Ordering::Relaxed) {
-            return;
-        }
-        if let Some(slot) = self
-            .pool
-            .index_of(address)
-            .and_then(|index| self.state.slot(index))
+        if let Some(index) = self.live_slot(address)
+            && let Some(slot) = self.state.slot(index)
         {
+            self.state.sign_loop(index);
             slot.answered.store(unique, Ordering::Release);
             slot.answers.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    fn seen(&self, address: usize) {
+        if let Some(index) = self.live_slot(address) {
+            // The wake-up call: this loop reads the device next.
+            self.serves();
+            self.state.sign_loop(index);
+        }
+    }
+}
+
+impl Slots {
+    /// A loop reads the device, or is about to. Noted by the first who knows: the thread that
+    /// wakes the loops may have to wait for a CPU behind them.
+    fn serves(&self) {
+        if !self.serving.swap(true, Ordering::Relaxed) {
+            let since = &self.state.header().serving_since_nsec;
+            since.store(monotonic_nsec(), Ordering::Relaxed);
+        }
+    }
+
+    /// The slot of a buffer, if this worker owns the slots.
+    fn live_slot(&self, address: usize) -> Option<usize> {
+        let live = self.live.load(Ordering::Relaxed);
+        live.then(|| self.pool.index_of(address)).flatten()
     }
 }
 
@@ -81,6 +104,8 @@ struct Nobody;
 
 impl Answered for Nobody {
     fn answered(&self, _address: usize, _unique: u64) {}
+
+    fn seen(&self, _address: usize) {}
 }
 
 pub(super) fn message(opcode: u32, unique: u64, nodeid: u64, body: &[u8]) -> Vec<u8> {
@@ -131,6 +156,7 @@ impl Session {
                 pool,
                 state,
                 live: AtomicBool::new(false),
+                serving: AtomicBool::new(false),
             })
         });
         let marks: Arc<dyn Answered> = match &slots {
@@ -206,6 +232,44 @@ impl Session {
         Ok(())
     }
 
+    /// Sends each loop a FORGET, all at once: with one after the other, the first loops to wake
+    /// would keep this thread from waking the rest.
+    fn wake_loops(&self) -> Result<(), ServeError> {
+        // A loop that already reads the device leaves its FORGET in the socket: harmless. When
+        // all do, nobody has the socket open any more.
+        let forget = message(FORGET, 0, 1, &0u64.to_ne_bytes());
+        let mut part = libc::iovec {
+            iov_base: forget.as_ptr().cast_mut().cast(),
+            iov_len: forget.len(),
+        };
+        // SAFETY: plain data; all zeroes say: no name, no control data.
+        let mut one: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        one.msg_hdr.msg_iov = &raw mut part;
+        one.msg_hdr.msg_iovlen = 1;
+        let mut all = vec![one; self.loops];
+        let mut sent = 0;
+        while let Some(left) = all.get_mut(sent..).filter(|left| !left.is_empty()) {
+            // SAFETY: the headers, the part and its bytes outlive the call; they are only read.
+            let count = unsafe {
+                libc::sendmmsg(
+                    self.ours.as_raw_fd(),
+                    left.as_mut_ptr(),
+                    left.len() as libc::c_uint,
+                    libc::MSG_NOSIGNAL,
+                )
+            };
+            match usize::try_from(count) {
+                Ok(count) => sent += count,
+                Err(_negative) => match nix::errno::Errno::last() {
+                    nix::errno::Errno::EPIPE => break,
+                    nix::errno::Errno::EINTR => {}
+                    error => return Err(ServeError::system("wake fuser's loops")(error)),
+                },
+            }
+        }
+        Ok(())
+    }
+
     fn receive(&self) -> Result<Vec<u8>, ServeError> {
         // Of its size, not of the largest: readers wait, and a megabyte of zeroes costs as much
         // as all else.
@@ -277,9 +341,13 @@ impl Server for Session {
         slots.live.store(true, Ordering::Release);
     }
 
-    fn replay(&self, request: &[u8]) -> Result<Vec<u8>, ServeError> {
+    fn ask(&self, request: &[u8]) -> Result<(), ServeError> {
         send(self.ours.as_raw_fd(), request, MsgFlags::MSG_NOSIGNAL)
             .map_err(ServeError::system("send a request to fuser"))?;
+        Ok(())
+    }
+
+    fn reply(&self) -> Result<Vec<u8>, ServeError> {
         self.receive()
     }
 
@@ -291,14 +359,9 @@ impl Server for Session {
                 io::Error::last_os_error(),
             ));
         }
-        // A loop that already reads the device leaves its FORGET in the socket: harmless. When
-        // all do, nobody has the socket open any more.
-        let forget = message(FORGET, 0, 1, &0u64.to_ne_bytes());
-        for _ in 0..self.loops {
-            match send(self.ours.as_raw_fd(), &forget, MsgFlags::MSG_NOSIGNAL) {
-                Ok(_) | Err(nix::errno::Errno::EPIPE) => {}
-                Err(error) => return Err(ServeError::system("wake fuser's loops")(error)),
-            }
+        self.wake_loops()?;
+        if let Some(slots) = &self.slots {
+            slots.serves();
         }
         Ok(())
     }
@@ -308,4 +371,11 @@ impl Server for Session {
             let _panicked = thread.join();
         }
     }
+}
+
+fn monotonic_nsec() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| {
+        now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+    })
 }

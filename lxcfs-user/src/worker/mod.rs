@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lxcfs_common::catalogue::{CATALOGUE, Kind, Node};
@@ -91,6 +91,8 @@ pub struct WorkerOptions {
 /// The lowest number for the copy of the channel that closes first: above those of all else,
 /// below the usual limit of descriptors.
 const HIGH_FD: libc::c_int = 1000;
+/// For a thread that makes two system calls.
+const WATCH_STACK_BYTES: usize = 64 * 1024;
 
 /// The holder takes the end of the channel for ours: nothing but our death may close it. And it
 /// shall close before all else, for some descriptors (eBPF links) take the kernel a tenth of a
@@ -99,6 +101,21 @@ fn hold_until_death(channel: &Arc<OwnedFd>) {
     std::mem::forget(channel.clone());
     // SAFETY: the new descriptor is ours and stays open; without one it only takes longer.
     unsafe { libc::fcntl(channel.as_raw_fd(), libc::F_DUPFD_CLOEXEC, HIGH_FD) };
+}
+
+/// Tells the holder when nothing of the worker that serves runs any more: the threads of a dying
+/// process are gone long before its descriptors are closed. Without it, that is when it is known.
+fn watch_over(state: &Arc<State>, channel: &Arc<OwnedFd>, activated: &Arc<AtomicBool>) {
+    let (state, channel, activated) = (state.clone(), channel.clone(), activated.clone());
+    let watch = move || {
+        if state.wait_until_deserted(&activated) {
+            let _holder_gone = say(&*channel, &Report::Deserted.to_text());
+        }
+    };
+    let thread = std::thread::Builder::new().name("watch".to_owned());
+    if let Err(error) = thread.stack_size(WATCH_STACK_BYTES).spawn(watch) {
+        tracing::debug!(%error, "nobody watches over the worker that serves");
+    }
 }
 
 /// Takes the calling thread back to the usual priority, if it started above.
@@ -127,13 +144,16 @@ pub fn run(options: WorkerOptions, engine: Arc<dyn Engine>) -> Result<(), Worker
         what: "the state memory cannot be used",
         source,
     })?;
+    let state = Arc::new(state);
+    let activated = Arc::new(AtomicBool::new(false));
+    watch_over(&state, &channel, &activated);
     let mut options = options;
     if state.header().serving_since_nsec.load(Ordering::Relaxed) == 0
         && let Some(before_first) = options.before_first.take()
     {
         before_first();
     }
-    let worker = Worker::prepare(device, Arc::new(state), channel, engine)?;
+    let worker = Worker::prepare(device, state, channel, engine)?;
     worker.self_test()?;
     // The self-test's request must not get into a slot; the next one comes when nobody else serves.
     worker.server.map_slots()?;
@@ -141,6 +161,7 @@ pub fn run(options: WorkerOptions, engine: Arc<dyn Engine>) -> Result<(), Worker
     let Some(cause) = worker.stand_by() else {
         return Ok(());
     };
+    activated.store(true, Ordering::Release);
     let serving = worker.activate(cause, options.on_takeover.take())?;
     serving.serve(options);
     Ok(())
@@ -315,39 +336,70 @@ impl Worker {
         // Before the first request: a poll must find its trigger.
         self.triggers.recover(&*self.engine);
         phases.end("triggers");
-        let (mut replayed, mut poisoned) = (0, 0);
-        for unique in self.state.backlog() {
-            match self.state.start(unique) {
-                Some(Orphan::Replay(request)) => {
-                    replayed += 1;
-                    match self.server.replay(&request) {
-                        Ok(reply) => self.pass_on(&reply),
-                        Err(error) => {
-                            tracing::error!(%error, unique, "replaying a request");
-                            self.refuse(unique);
-                        }
-                    }
-                }
-                Some(Orphan::Poison) => {
-                    poisoned += 1;
-                    self.refuse(unique);
-                }
-                None => {}
-            }
-            self.state.finish(unique);
-        }
+        let (replayed, poisoned) = self.replay_all();
         phases.end("replay");
         self.server.go_live(&self.device)?;
         phases.end("loops");
-        let header = self.state.header();
-        header
-            .serving_since_nsec
-            .store(monotonic_nsec(), Ordering::Relaxed);
         self.report(&Report::Serving { replayed, poisoned });
         self.calm_down();
         // Not before: writing a line may take longer than all of it.
         phases.log(replayed);
         Ok(self)
+    }
+
+    /// Answers what dead workers left; returns how many requests, and how many it gave up.
+    fn replay_all(&self) -> (u64, u64) {
+        let (mut replayed, mut poisoned) = (0, 0);
+        let mut asked = Vec::new();
+        // Those that nothing is known against together, on as many loops; the others alone,
+        // so that it shows which of them ends workers.
+        let (suspect, fresh) = self
+            .state
+            .backlog()
+            .into_iter()
+            .partition::<Vec<_>, _>(|unique| self.state.is_suspect(*unique));
+        let groups = fresh.chunks(self.state.loops()).chain(suspect.chunks(1));
+        for group in groups {
+            for unique in group {
+                match self.state.start(*unique) {
+                    Some(Orphan::Replay(request)) => match self.server.ask(&request) {
+                        Ok(()) => asked.push(*unique),
+                        Err(error) => self.give_up(*unique, &error),
+                    },
+                    Some(Orphan::Poison) => {
+                        poisoned += 1;
+                        self.refuse(*unique);
+                        self.state.finish(*unique);
+                    }
+                    None => {}
+                }
+            }
+            replayed += asked.len() as u64;
+            while !asked.is_empty() {
+                match self.server.reply() {
+                    Ok(reply) => {
+                        let unique = fuse::unique_of(&reply);
+                        // A late one, to a request that was given up, is nobody's any more.
+                        if let Some(at) = asked.iter().position(|one| Some(*one) == unique) {
+                            self.pass_on(&reply);
+                            self.state.finish(asked.swap_remove(at));
+                        }
+                    }
+                    Err(error) => {
+                        for unique in asked.drain(..) {
+                            self.give_up(unique, &error);
+                        }
+                    }
+                }
+            }
+        }
+        (replayed, poisoned)
+    }
+
+    fn give_up(&self, unique: u64, error: &ServeError) {
+        tracing::error!(%error, unique, "replaying a request");
+        self.refuse(unique);
+        self.state.finish(unique);
     }
 
     /// Gives up the priority that the holder gave us to start, for all threads so far.
@@ -445,11 +497,4 @@ impl Phases {
             before.as_micros()
         );
     }
-}
-
-fn monotonic_nsec() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
-    now.map_or(0, |now| {
-        now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
-    })
 }

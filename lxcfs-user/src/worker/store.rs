@@ -128,6 +128,7 @@ impl Journal {
 impl TriggerJournal for Journal {
     fn put(&self, record: &Record) -> bool {
         let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.state.sign_writer();
         let Some(place) = self.place_of(record.handle).or_else(|| self.place_of(0)) else {
             return false;
         };
@@ -158,6 +159,7 @@ impl TriggerJournal for Journal {
 
     fn remove(&self, handle: u64) {
         let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.state.sign_writer();
         if let Some(place) = self.place_of(handle) {
             Self::key(place).store(0, Ordering::Release);
         }

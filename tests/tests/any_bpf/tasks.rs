@@ -176,6 +176,8 @@ fn cgroups_that_come_empty_and_fill_again_between_walks_count_with_their_parent(
     assert_eq!(threads(), [0, 0]);
     sleepers.push(Child::start(&third, Work::Sleep));
     assert_eq!(threads(), [1, 0]);
+    // Before their cgroup.
+    sleepers.clear();
 }
 
 #[test]

@@ -150,9 +150,10 @@ impl HistoryStore {
     /// bytes that fit. Records that others append meanwhile stay. False when there is no store
     /// or no room; what was there then stays.
     pub fn save(&self, collect: impl FnOnce(usize) -> Vec<u8>) -> bool {
-        if self.state.is_none() {
+        let Some(state) = &self.state else {
             return false;
-        }
+        };
+        state.sign_writer();
         let _one_snapshot_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         self.lock().meanwhile = Some(Vec::new());
         let bytes = collect(self.capacity());
@@ -181,9 +182,10 @@ impl HistoryStore {
     /// Adds to what [`load`](Self::load) returns. Needs a snapshot saved before, by any worker.
     pub fn append(&self, record: &[u8]) -> Appended {
         let mut writing = self.lock();
-        let Some([newest, _]) = self.halves() else {
+        let (Some(state), Some([newest, _])) = (&self.state, self.halves()) else {
             return Appended::Lost;
         };
+        state.sign_writer();
         let room = self.room();
         let Some(len) = newest.snapshot_len(room) else {
             return Appended::Lost;

@@ -1,5 +1,6 @@
 //! `cargo xtask chaos`: kills workers at random moments while readers check every byte.
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
@@ -31,6 +32,10 @@ pub(crate) struct Args {
     /// Use a build without optimisation (faster to build, slower to serve).
     #[arg(long)]
     debug: bool,
+    /// Link the server statically, as released programs are: a cold start is shorter by what the
+    /// dynamic linker takes.
+    #[arg(long)]
+    r#static: bool,
 }
 
 impl Args {
@@ -53,9 +58,18 @@ impl Args {
         if !self.debug {
             build.arg("--release");
         }
+        let mut target = std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| repository().join("target"), PathBuf::from);
+        if self.r#static {
+            // Named, so that build scripts and macros are not linked that way too.
+            let machine = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+            target.push("static");
+            build.env("RUSTFLAGS", "-C target-feature=+crt-static");
+            build.arg("--target-dir").arg(&target);
+            build.args(["--target", &machine]);
+            target.push(machine);
+        }
         run(&mut build)?;
-        let target = std::env::var_os("CARGO_TARGET_DIR")
-            .map_or_else(|| repository().join("target"), Into::into);
         let server = target.join(profile).join("serve-fixture");
         let status = Command::new(&server)
             .arg("chaos")

@@ -140,6 +140,7 @@ impl Holder {
                             active.hung_up = true;
                         }
                         if self.relieve() {
+                            self.deaths_told += 1;
                             break;
                         }
                     } else if role == Role::Active && self.relieve() {
@@ -452,6 +453,7 @@ impl Holder {
             ("loops", self.state.loops().to_string()),
             ("answers", self.state.answers().to_string()),
             ("worker_deaths", self.deaths.to_string()),
+            ("deaths_told_by_standby", self.deaths_told.to_string()),
             ("stuck_workers", self.stuck.to_string()),
             ("upgrades", self.upgrades.to_string()),
             (

@@ -101,6 +101,8 @@ struct Holder {
     watchdog: Option<Duration>,
     next_sign: Instant,
     deaths: u64,
+    /// Those that a standby told of before the channel was closed.
+    deaths_told: u64,
     stuck: u64,
     /// Stuck workers since the watchdog last read something.
     stuck_in_a_row: u32,
@@ -291,6 +293,7 @@ impl Holder {
             watchdog,
             next_sign: now,
             deaths: 0,
+            deaths_told: 0,
             stuck: 0,
             stuck_in_a_row: 0,
             upgrades: 0,

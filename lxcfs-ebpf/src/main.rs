@@ -26,6 +26,7 @@ mod cgroups;
 mod containers;
 mod cpu;
 mod kernel;
+mod task_loop;
 mod tasks;
 
 #[panic_handler]

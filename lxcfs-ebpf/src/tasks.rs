@@ -8,7 +8,7 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use lxcfs_common::bpf::{
     CgroupNode, LossCounter, MAX_CGROUP_DEPTH, TaskSet, WALK_INTRODUCED, WALK_NUMBER,
-    is_further_out,
+    WALK_LEFT, WALK_WORDS, is_further_out,
 };
 
 use crate::kernel::{
@@ -36,10 +36,10 @@ static TREE_V2: HashMap<u64, CgroupNode> = HashMap::with_max_entries(32_768, BPF
 #[map]
 static TREE_V1: HashMap<u64, CgroupNode> = HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
 
-/// Number of the present walk, set by userspace before it starts, and how many cgroups have
-/// been put into the two trees; see [`WALK_NUMBER`] and [`WALK_INTRODUCED`].
+/// Number of the present walk, set by userspace before it starts, how many cgroups have been put
+/// into the two trees, and where a loop over all tasks is; see [`WALK_NUMBER`] and those after it.
 #[map]
-static WALK: Array<u64> = Array::with_max_entries(2, 0);
+pub(crate) static WALK: Array<u64> = Array::with_max_entries(WALK_WORDS, 0);
 
 /// What new entries start from; constants, so that no `memset` is called for them.
 // A mangled name would hold a hash of the checkout's path: the object must not.
@@ -100,9 +100,30 @@ unsafe fn count<M: Memory>(context: *const TaskIteration) -> i32 {
             return 0;
         }
         let Some(generation) = WALK.get(WALK_NUMBER) else { return 0 };
+        count_task::<M, false>(task, *generation);
+    }
+    0
+}
+
+/// Says that the loop met what it cannot do. Putting a cgroup into the trees takes a loop of its
+/// own, and with that, or with a line for the log, the verifier comes to no end.
+#[inline(always)]
+unsafe fn leave_to_iterator() {
+    if let Some(left) = WALK.get_ptr_mut(WALK_LEFT) {
+        // SAFETY: the pointer is into the map's value.
+        unsafe { *left += 1 };
+    }
+}
+
+/// Counts one thread in its set of cgroups. `LOOP` is true in `load_tasks_loop`.
+#[inline(always)]
+pub(crate) unsafe fn count_task<M: Memory, const LOOP: bool>(task: Address, generation: u64) {
+    // SAFETY: the caller checked that `task` is not null; each pointer is checked before it is
+    // followed.
+    unsafe {
         let css_set = M::pointer_at(task, layout!(task_cgroups));
         if css_set.is_null() {
-            return 0;
+            return;
         }
         let address = css_set as u64;
         let mut entry = TASK_SETS.get_ptr_mut(address);
@@ -111,14 +132,18 @@ unsafe fn count<M: Memory>(context: *const TaskIteration) -> i32 {
             entry = TASK_SETS.get_ptr_mut(address);
         }
         let Some(set) = entry else {
+            if LOOP {
+                leave_to_iterator();
+                return;
+            }
             let lost = lose(LossCounter::Tasks);
             if is_news(lost) {
                 warn!(&(), "the table of tasks is full: {} tasks not counted so far", lost);
             }
-            return 0;
+            return;
         };
-        if (*set).generation != *generation {
-            renew::<M>(set, css_set, *generation);
+        if (*set).generation != generation {
+            renew::<M, LOOP>(set, css_set, generation);
         }
         let share = share_of::<M>(task);
         (*set).running += share.running;
@@ -133,12 +158,11 @@ unsafe fn count<M: Memory>(context: *const TaskIteration) -> i32 {
             (*set).last_pid_level = share.last_pid_level;
         }
     }
-    0
 }
 
 /// The first task of a set in a walk: counts start at zero, the cgroups are looked up.
 #[inline(always)]
-unsafe fn renew<M: Memory>(set: *mut TaskSet, css_set: Address, generation: u64) {
+unsafe fn renew<M: Memory, const LOOP: bool>(set: *mut TaskSet, css_set: Address, generation: u64) {
     // SAFETY: `set` is a map value that one walk at a time writes; `css_set` is not null.
     unsafe {
         // Cgroups that had tasks in the walk before are in the trees still: userspace drops only
@@ -154,9 +178,9 @@ unsafe fn renew<M: Memory>(set: *mut TaskSet, css_set: Address, generation: u64)
         (&raw mut (*set).processes).write_volatile(0);
         (&raw mut (*set).last_pid).write_volatile(0);
         (&raw mut (*set).last_pid_level).write_volatile(0);
-        (*set).cgroup_v2 = place::<M>(&TREE_V2, v2_cgroup::<M>(css_set), v2);
+        (*set).cgroup_v2 = place::<M, LOOP>(&TREE_V2, v2_cgroup::<M>(css_set), v2);
         if known!(gate_v1_subsys, css_set_subsys) {
-            (*set).cgroup_v1 = place::<M>(&TREE_V1, v1_cgroup::<M>(css_set), v1);
+            (*set).cgroup_v1 = place::<M, LOOP>(&TREE_V1, v1_cgroup::<M>(css_set), v1);
         }
     }
 }
@@ -164,7 +188,7 @@ unsafe fn renew<M: Memory>(set: *mut TaskSet, css_set: Address, generation: u64)
 /// The id of a cgroup, which is put into the table of its hierarchy if it is new there;
 /// `present` is known to be there, 0 for none.
 #[inline(always)]
-unsafe fn place<M: Memory>(
+unsafe fn place<M: Memory, const LOOP: bool>(
     tree: &HashMap<u64, CgroupNode>,
     cgroup: Address,
     present: u64,
@@ -176,7 +200,11 @@ unsafe fn place<M: Memory>(
     unsafe {
         let id = cgroup_id::<M>(cgroup);
         if id != present && tree.get_ptr(id).is_none() {
-            introduce::<M>(tree, cgroup, id);
+            if LOOP {
+                leave_to_iterator();
+            } else {
+                introduce::<M>(tree, cgroup, id);
+            }
         }
         id
     }

@@ -10,6 +10,7 @@ mod records;
 pub use layout::{ABSENT, KernelLayout};
 pub use records::{
     BLOCK_QUEUE, BlockCounters, BlockKey, BlockQueue, CarriedKey, CgroupNode, ContainerRecord,
-    CpuTimes, Event, EventKind, LossCounter, MAX_CGROUP_DEPTH, TaskSet, WALK_INTRODUCED,
-    WALK_NUMBER, is_further_out,
+    CpuTimes, Event, EventKind, KFUNC_PLACEHOLDER, LossCounter, MAX_CGROUP_DEPTH, TaskSet,
+    WALK_COUNTED, WALK_FROM, WALK_INTRODUCED, WALK_LEFT, WALK_LIMIT, WALK_NEXT, WALK_NUMBER,
+    WALK_WORDS, is_further_out,
 };

@@ -40,6 +40,24 @@ const _: () = assert!(size_of::<TaskSet>() == 48);
 pub const WALK_NUMBER: u32 = 0;
 /// Index into the walk's words: cgroups put into the trees so far.
 pub const WALK_INTRODUCED: u32 = 1;
+/// Index into the walk's words: PID of the task a run of the loop begins with, 0 for the first of
+/// all. The run sets it to 0 when it gets there; one that does not met the task no more.
+pub const WALK_FROM: u32 = 2;
+/// Index into the walk's words: PID of the task the next run begins with, 0 at the end.
+pub const WALK_NEXT: u32 = 3;
+/// Index into the walk's words: tasks that the present run has counted.
+pub const WALK_COUNTED: u32 = 4;
+/// Index into the walk's words: how many a run may count.
+pub const WALK_LIMIT: u32 = 5;
+/// Index into the walk's words: how often the loop met what only a walk by the iterator does: a
+/// cgroup that is not in the trees yet, a full table.
+pub const WALK_LEFT: u32 = 6;
+/// How many words there are.
+pub const WALK_WORDS: u32 = 7;
+
+/// Stands in the object for the kernel's `bpf_iter_task_new`, the next two numbers for
+/// `bpf_iter_task_next` and `bpf_iter_task_destroy`: no helper has these numbers.
+pub const KFUNC_PLACEHOLDER: u32 = 0x7c5f_0000;
 
 /// Whether a PID namespace of level `one` rather than one of level `other` names the last PID
 /// of tasks that are together in a container: it is further out, and not the host's. The

@@ -285,6 +285,14 @@ impl<'a> Btf<'a> {
         self.named(name, &[KIND_FUNC]).next().is_some()
     }
 
+    /// The number of the kernel's function of this name.
+    pub fn function(&self, name: &str) -> Option<u32> {
+        let ids = self.named.get(name.as_bytes())?;
+        ids.iter()
+            .copied()
+            .find(|id| self.get(*id).is_some_and(|found| found.kind == KIND_FUNC))
+    }
+
     /// A BTF of nothing but the functions and typedefs that were wanted, under the numbers they
     /// have here. Whoever looks up where programs attach finds the same in it, without going
     /// through a hundred thousand other types.

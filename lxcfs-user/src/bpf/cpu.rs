@@ -12,7 +12,7 @@ use lxcfs_common::bpf::{CarriedKey, CpuTimes, KernelLayout};
 
 use super::error::BpfError;
 use super::feature::Feature;
-use super::load::{Loaded, Plain, data};
+use super::load::{Loaded, Plain, data, on_demand};
 use super::plan::Plan;
 use super::sys::MappedArray;
 use super::tree::{MAX_DEPTH, children, id};
@@ -117,7 +117,7 @@ impl CpuReader {
     /// Asks each CPU where its per-CPU data is. Offline CPUs stay unknown; ask again when
     /// CPUs come online. Returns how many answered.
     pub(super) fn find_cpus(&mut self, ebpf: &Ebpf) -> Result<u32, BpfError> {
-        let program = on_demand(ebpf, "percpu_offset")?;
+        let program = on_demand(ebpf, "percpu_offset", Feature::CgroupCpu)?;
         let mut found = 0;
         for cpu in 0..self.cpus {
             let mut options = RawTracePointRunOptions::new();
@@ -156,7 +156,7 @@ impl CpuReader {
         ebpf: &Ebpf,
         directory: BorrowedFd<'_>,
     ) -> Result<Vec<PerCpuTime>, BpfError> {
-        let program = on_demand(ebpf, "cgroup_cpu")?;
+        let program = on_demand(ebpf, "cgroup_cpu", Feature::CgroupCpu)?;
         let mut sums = vec![RawTimes::default(); self.cpus as usize];
         if self.subtree {
             self.add_one(program, directory, &mut sums)?;
@@ -261,12 +261,6 @@ impl CpuReader {
         }
         Ok(())
     }
-}
-
-fn on_demand<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a RawTracePoint, BpfError> {
-    ebpf.program(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or(BpfError::Off(Feature::CgroupCpu))
 }
 
 /// Brings the kernel's sums of the subtree up to date; reading `cpu.stat` does that.

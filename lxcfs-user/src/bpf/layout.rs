@@ -31,6 +31,9 @@ const NAMES: &[&str] = &[
     "blkcg",
     "cgroup_subsys_id",
     "bpf_iter_task",
+    "bpf_iter_task_new",
+    "bpf_iter_task_next",
+    "bpf_iter_task_destroy",
     "btf_trace_cgroup_mkdir",
     "btf_trace_cgroup_rmdir",
     "btf_trace_sched_process_exec",
@@ -55,6 +58,9 @@ pub struct KernelTypes {
     pub subsystems: Subsystems,
     /// Whether tasks can be walked (5.8+).
     pub iter_task: bool,
+    /// Numbers of `bpf_iter_task_new`, `_next` and `_destroy` (6.7+): a program can loop over
+    /// tasks by itself.
+    pub task_loop: Option<[u32; 3]>,
     /// Tracepoints that are there.
     pub tracepoints: Tracepoints,
     /// [`Btf::attach_points`].
@@ -110,6 +116,7 @@ pub fn resolve(bytes: &[u8]) -> Result<KernelTypes, BtfError> {
             pids: subsystem(&btf, "pids_cgrp_id"),
         },
         iter_task: btf.has_function("bpf_iter_task"),
+        task_loop: task_loop(&btf),
         attach_points: btf.attach_points(),
         tracepoints: Tracepoints {
             cgroup_mkdir: btf.tracepoint_arguments("cgroup_mkdir").is_some(),
@@ -122,6 +129,14 @@ pub fn resolve(bytes: &[u8]) -> Result<KernelTypes, BtfError> {
                 .filter(|_| merge_arguments == btf.tracepoint_arguments("block_bio_frontmerge")),
         },
     })
+}
+
+fn task_loop(btf: &Btf<'_>) -> Option<[u32; 3]> {
+    Some([
+        btf.function("bpf_iter_task_new")?,
+        btf.function("bpf_iter_task_next")?,
+        btf.function("bpf_iter_task_destroy")?,
+    ])
 }
 
 /// The first of the fields that exists in the first of the structs that has it, if its

@@ -10,12 +10,13 @@ use aya::programs::{BtfTracePoint, Iter, ProgramError, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness, include_bytes_aligned};
 use bytemuck::Pod;
 
+use super::error::BpfError;
 use super::feature::{Feature, FeatureState};
 use super::lock;
-use super::plan::{Decision, Kind, Plan, Program};
+use super::plan::{Decision, Kind, Plan, Program, TASK_LOOP};
 
 /// The programs, built by `cargo xtask build-ebpf` and kept in the tree.
-static OBJECT: &[u8] = include_bytes_aligned!("../../../lxcfs-ebpf/lxcfs.bpf.o");
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!("../../../lxcfs-ebpf/lxcfs.bpf.o");
 
 /// Programs loaded at the same time at most.
 const MAX_LOADERS: usize = 4;
@@ -60,6 +61,17 @@ impl Loaded {
         let program: &Iter = self.ebpf.program(name)?.try_into().ok()?;
         program.fd().ok()?.as_fd().try_clone_to_owned().ok()
     }
+}
+
+/// A program that runs when it is asked to.
+pub(super) fn on_demand<'a>(
+    ebpf: &'a Ebpf,
+    name: &'static str,
+    feature: Feature,
+) -> Result<&'a RawTracePoint, BpfError> {
+    ebpf.program(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(BpfError::Off(feature))
 }
 
 /// The untyped half of a map, whatever its kind.
@@ -126,17 +138,30 @@ pub(super) fn load(plan: &Plan, attach_points: &[u8], task_sets: u32) -> Result<
             loader.map_max_entries(map, UNUSED);
         }
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|error| describe(&error))?;
+    let mut ebpf = match plan.task_loop {
+        Some(functions) => loader.load(filled_in(functions).as_bytes()),
+        None => loader.load(OBJECT),
+    }
+    .map_err(|error| describe(&error))?;
     drop(loader);
     let btf = Btf::parse(attach_points, Endianness::default()).map_err(|error| describe(&error))?;
 
     let refused = load_programs(&mut ebpf, plan, &btf);
+    if let Some(reason) = refused.get(TASK_LOOP.name) {
+        tracing::warn!(reason, "tasks are walked by the kernel's iterator only");
+    }
+    let loops = ebpf
+        .program(TASK_LOOP.name)
+        .is_some_and(|it| it.fd().is_ok());
     let refusal = |programs: &[Program]| programs.iter().find_map(|it| refused.get(it.name));
     let states = plan
         .decisions
         .iter()
         .map(|(feature, decision)| match decision {
             Decision::Load(programs, how) => match refusal(programs) {
+                None if *feature == Feature::TaskCounts && loops => {
+                    FeatureState::on(*feature, format!("{how}, in a loop of its own"))
+                }
                 None => FeatureState::on(*feature, *how),
                 Some(reason) => FeatureState::off(*feature, reason, remedy_for_refusal()),
             },
@@ -185,10 +210,16 @@ fn remedy_for_refusal() -> &'static str {
 /// Loads and attaches all programs of the plan; returns those that are refused, and why. The
 /// verifier takes milliseconds for each, so several are loaded at a time.
 fn load_programs(ebpf: &mut Ebpf, plan: &Plan, btf: &Btf) -> HashMap<&'static str, String> {
+    let counts = |programs: &[Program]| programs.iter().any(|it| it.name == "load_tasks");
+    let also = plan
+        .task_loop
+        .filter(|_| plan.programs_by_feature().any(counts))
+        .map(|_numbers| &TASK_LOOP);
     // One that serves two features is loaded once.
     let mut wanted: HashMap<&str, Program> = plan
         .programs_by_feature()
         .flatten()
+        .chain(also)
         .map(|program| (program.name, *program))
         .collect();
     let found: Vec<_> = ebpf
@@ -222,6 +253,27 @@ fn load_programs(ebpf: &mut Ebpf, plan: &Plan, btf: &Btf) -> HashMap<&'static st
         work();
     });
     refused.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The object with the numbers of this kernel's functions, as aligned as [`OBJECT`].
+fn filled_in(functions: [u32; 3]) -> Aligned {
+    let mut words = vec![0_u64; OBJECT.len().div_ceil(size_of::<u64>())];
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
+    if let Some(bytes) = bytes.get_mut(..OBJECT.len()) {
+        bytes.copy_from_slice(OBJECT);
+        super::kfunc::fill_in(bytes, functions);
+    }
+    Aligned(words)
+}
+
+/// A copy of the object.
+struct Aligned(Vec<u64>);
+
+impl Aligned {
+    fn as_bytes(&self) -> &[u8] {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.0);
+        bytes.get(..OBJECT.len()).unwrap_or(bytes)
+    }
 }
 
 fn load_one(

@@ -15,6 +15,7 @@ mod cpu;
 mod error;
 mod events;
 mod feature;
+mod kfunc;
 pub mod layout;
 mod load;
 mod log;
@@ -60,6 +61,8 @@ pub struct Options {
     /// Sets of cgroups (`css_set`) whose tasks can be counted: about one per leaf cgroup.
     /// Tasks in further ones are lost, counted and logged.
     pub task_sets: u32,
+    /// Tasks that one run of the loop over them counts; nothing else gets its CPU meanwhile.
+    pub tasks_per_run: u64,
 }
 
 impl Default for Options {
@@ -69,6 +72,8 @@ impl Default for Options {
             only: None,
             btf: PathBuf::from("/sys/kernel/btf/vmlinux"),
             task_sets: 32_768,
+            // About a millisecond.
+            tasks_per_run: 4096,
         }
     }
 }
@@ -153,7 +158,7 @@ impl Collector {
             raise_memlock(facts.kernel);
             let attach_points = facts.types.map_or(Vec::new(), |types| types.attach_points);
             match load::load(&plan, &attach_points, options.task_sets) {
-                Ok(loaded) => collector.take(loaded, &plan),
+                Ok(loaded) => collector.take(loaded, &plan, options),
                 Err(reason) => load::all_off(&reason, load::remedy_for(&reason, facts.kernel)),
             }
         };
@@ -168,14 +173,19 @@ impl Collector {
 
     /// Distributes the loaded object over the readers; one that cannot start turns its
     /// feature off.
-    fn take(&mut self, mut loaded: load::Loaded, plan: &plan::Plan) -> Vec<FeatureState> {
+    fn take(
+        &mut self,
+        mut loaded: load::Loaded,
+        plan: &plan::Plan,
+        options: &Options,
+    ) -> Vec<FeatureState> {
         self.inner.losses = loaded
             .map("LOSSES")
             .and_then(|map| Array::try_from(map).ok());
         let mut failed = Vec::new();
         if loaded.has(Feature::TaskCounts) {
             let v1 = self.v1_controller.is_some();
-            match tasks::TaskWalk::new(&mut loaded, v1) {
+            match tasks::TaskWalk::new(&mut loaded, v1, options.tasks_per_run) {
                 Ok(walk) => self.inner.tasks = Some(Mutex::new(walk)),
                 Err(error) => failed.push((Feature::TaskCounts, error)),
             }
@@ -252,17 +262,15 @@ impl Collector {
 
     /// Counts the tasks of all cgroups: about 0.3 µs per thread of the machine.
     ///
-    /// Source: `iter/task`.
+    /// Source: `bpf_iter_task_next` where the kernel has it (6.7), `iter/task` elsewhere.
     ///
     /// # Errors
     /// [`BpfError::Off`], or a failed system call.
     pub fn sample_tasks(&self) -> Result<TaskSample, BpfError> {
-        let walk = self
-            .inner
-            .tasks
-            .as_ref()
-            .ok_or(BpfError::Off(Feature::TaskCounts))?;
-        let mut sample = lock(walk).sample()?;
+        let (Some(walk), Some(ebpf)) = (&self.inner.tasks, &self.inner.ebpf) else {
+            return Err(BpfError::Off(Feature::TaskCounts));
+        };
+        let mut sample = lock(walk).sample(ebpf)?;
         if let Some(losses) = &self.inner.losses {
             sample.lost_tasks = losses.get(&(LossCounter::Tasks as u32), 0).unwrap_or(0);
         }

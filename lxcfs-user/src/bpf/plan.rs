@@ -60,6 +60,13 @@ pub struct Program {
     pub kind: Kind,
 }
 
+/// Does most walks of `load_tasks` at less cost; it is loaded besides, and nothing fails if the
+/// kernel refuses it.
+pub const TASK_LOOP: Program = Program {
+    name: "load_tasks_loop",
+    kind: Kind::OnDemand,
+};
+
 /// What is to be done about one feature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -81,6 +88,8 @@ pub enum Decision {
 pub struct Plan {
     /// Offsets and gates.
     pub layout: KernelLayout,
+    /// See [`KernelTypes::task_loop`].
+    pub task_loop: Option<[u32; 3]>,
     /// Place of `ntime` in the counters, in bytes.
     pub bstat_nice: Option<u32>,
     /// The v1 controller whose hierarchy is counted besides v2.
@@ -147,6 +156,7 @@ pub fn plan(facts: &Facts) -> Plan {
             });
             return Plan {
                 layout: KernelLayout::UNKNOWN,
+                task_loop: None,
                 bstat_nice: None,
                 v1_controller: None,
                 decisions: Feature::ALL.map(|feature| (feature, off.clone())).into(),
@@ -172,6 +182,7 @@ pub fn plan(facts: &Facts) -> Plan {
         direct,
     };
     Plan {
+        task_loop: types.task_loop.filter(|_| direct),
         bstat_nice: types.bstat_nice,
         v1_controller: v1.map(|(name, _)| name),
         decisions: Feature::ALL

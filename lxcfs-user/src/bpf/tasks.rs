@@ -4,13 +4,19 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use aya::Ebpf;
 use aya::maps::{Array, HashMap as HashTable, Map, MapData};
+use aya::programs::{RawTracePointRunOptions, TestRun};
 use bytemuck::Pod;
-use lxcfs_common::bpf::{CgroupNode, TaskSet, WALK_INTRODUCED, WALK_NUMBER};
+use lxcfs_common::bpf::{
+    CgroupNode, TaskSet, WALK_COUNTED, WALK_FROM, WALK_INTRODUCED, WALK_LEFT, WALK_LIMIT,
+    WALK_NEXT, WALK_NUMBER,
+};
 
 use super::error::BpfError;
 use super::feature::Feature;
-use super::load::{Loaded, Plain, data};
+use super::load::{Loaded, Plain, data, on_demand};
+use super::plan::TASK_LOOP;
 use super::rollup::{CgroupId, RolledUp, TaskCounts, roll_up};
 use super::sys;
 use crate::units::Nsec;
@@ -28,6 +34,8 @@ pub struct TaskSample {
     pub lost_tasks: u64,
     /// Cgroups with tasks whose ancestors could not all be followed.
     pub broken_chains: u32,
+    /// Runs of the loop that took it; 0 if it was taken by the kernel's iterator.
+    pub runs: u32,
     v2: HashMap<u64, TaskCounts>,
     v1: HashMap<u64, TaskCounts>,
 }
@@ -163,7 +171,11 @@ impl Tree {
 
 /// Owner of the walk: the tables are written by one walk at a time.
 pub(super) struct TaskWalk {
+    /// Goes over all tasks, `load_tasks` run for each.
     link: OwnedFd,
+    /// `load_tasks_loop` is there, which most walks are left to.
+    loops: bool,
+    per_run: u64,
     words: Array<MapData, u64>,
     sets: Table<TaskSet>,
     v2: Tree,
@@ -178,14 +190,16 @@ pub(super) struct TaskWalk {
 
 impl TaskWalk {
     /// Takes what it needs out of the loaded object.
-    pub(super) fn new(loaded: &mut Loaded, v1: bool) -> Result<Self, BpfError> {
+    pub(super) fn new(loaded: &mut Loaded, v1: bool, per_run: u64) -> Result<Self, BpfError> {
         let off = || BpfError::Off(Feature::TaskCounts);
-        let program = loaded
-            .program_fd("load_tasks")
-            .or_else(|| loaded.program_fd("load_tasks_pr"))
+        let program = ["load_tasks", "load_tasks_pr"]
+            .iter()
+            .find_map(|name| loaded.program_fd(name))
             .ok_or_else(off)?;
         let link = sys::iterator_link(program.as_fd())
             .map_err(BpfError::system("making the task iterator"))?;
+        let loops = on_demand(&loaded.ebpf, TASK_LOOP.name, Feature::TaskCounts)
+            .is_ok_and(|program| program.fd().is_ok());
         let words = Array::try_from(loaded.map("WALK").ok_or_else(off)?)
             .map_err(|error| BpfError::library("opening WALK")(Box::new(error)))?;
         let sets = Table::new(loaded.map("TASK_SETS").ok_or_else(off)?)?;
@@ -197,6 +211,8 @@ impl TaskWalk {
         };
         Ok(Self {
             link,
+            loops,
+            per_run,
             words,
             sets,
             v2,
@@ -208,15 +224,10 @@ impl TaskWalk {
     }
 
     /// Walks all tasks.
-    pub(super) fn sample(&mut self) -> Result<TaskSample, BpfError> {
+    pub(super) fn sample(&mut self, ebpf: &Ebpf) -> Result<TaskSample, BpfError> {
         let before = super::clock(libc::CLOCK_THREAD_CPUTIME_ID);
-        self.number += 1;
+        let runs = self.walk(ebpf)?;
         let number = self.number;
-        self.words
-            .set(WALK_NUMBER, number, 0)
-            .map_err(|error| BpfError::library("setting the walk's number")(Box::new(error)))?;
-        sys::walk(self.link.as_fd(), &mut Vec::new())
-            .map_err(BpfError::system("walking the tasks"))?;
         let at = super::boottime();
         self.sets.read()?;
         let rows = std::mem::take(&mut self.sets.rows);
@@ -254,18 +265,82 @@ impl TaskWalk {
             generation: self.samples,
             lost_tasks: 0,
             broken_chains,
+            runs,
             v2: v2.subtree,
             v1: v1.subtree,
         })
     }
 
+    /// By the loop if it is there and everything is as it knows it; else by the iterator. Returns
+    /// how many runs of the loop it took.
+    fn walk(&mut self, ebpf: &Ebpf) -> Result<u32, BpfError> {
+        if self.loops {
+            self.begin()?;
+            if let Some(runs) = self.walk_in_runs(ebpf)? {
+                return Ok(runs);
+            }
+            // A gap in the numbers: what the loop met is not in the trees for that.
+            self.number += 1;
+        }
+        self.begin()?;
+        sys::walk(self.link.as_fd(), &mut Vec::new())
+            .map_err(BpfError::system("walking the tasks"))?;
+        Ok(0)
+    }
+
+    fn begin(&mut self) -> Result<(), BpfError> {
+        self.number += 1;
+        self.set(WALK_NUMBER, self.number)
+    }
+
+    /// One run after the other, until all tasks are counted. `None` when one met what only the
+    /// iterator does, or when the task that a run was to begin with had ended: nobody knows then
+    /// where the one before stopped.
+    fn walk_in_runs(&mut self, ebpf: &Ebpf) -> Result<Option<u32>, BpfError> {
+        let program = on_demand(ebpf, TASK_LOOP.name, Feature::TaskCounts)?;
+        self.set(WALK_LIMIT, self.per_run)?;
+        self.set(WALK_LEFT, 0)?;
+        let mut from = 0;
+        for runs in 1.. {
+            self.set(WALK_FROM, from)?;
+            self.set(WALK_NEXT, 0)?;
+            self.set(WALK_COUNTED, 0)?;
+            let result = program
+                .test_run(RawTracePointRunOptions::new())
+                .map_err(|error| BpfError::library("running load_tasks_loop")(Box::new(error)))?;
+            if result.return_value != 0 {
+                return Err(BpfError::Program {
+                    program: TASK_LOOP.name,
+                    code: result.return_value.cast_signed(),
+                });
+            }
+            if self.get(WALK_FROM)? != 0 || self.get(WALK_LEFT)? != 0 {
+                return Ok(None);
+            }
+            from = self.get(WALK_NEXT)?;
+            if from == 0 {
+                return Ok(Some(runs));
+            }
+        }
+        Ok(None)
+    }
+
+    fn set(&mut self, word: u32, value: u64) -> Result<(), BpfError> {
+        let error = BpfError::library("setting the walk's words");
+        self.words
+            .set(word, value, 0)
+            .map_err(|why| error(Box::new(why)))
+    }
+
+    fn get(&self, word: u32) -> Result<u64, BpfError> {
+        let error = BpfError::library("reading the walk's words");
+        self.words.get(&word, 0).map_err(|why| error(Box::new(why)))
+    }
+
     /// Reads the trees, unless no cgroup has been put into them since the last time: reading
     /// costs a look at every bucket, and most walks meet nothing new.
     fn read_trees(&mut self) -> Result<(), BpfError> {
-        let introduced = self
-            .words
-            .get(&WALK_INTRODUCED, 0)
-            .map_err(|error| BpfError::library("reading the walk's words")(Box::new(error)))?;
+        let introduced = self.get(WALK_INTRODUCED)?;
         if self.introduced == Some(introduced) {
             return Ok(());
         }

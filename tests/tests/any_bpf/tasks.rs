@@ -1,16 +1,32 @@
 //! Task counts per cgroup, against what was started there.
 
-use lxcfs_user::bpf::{Feature, TaskCounts};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use lxcfs_tests::scratch::{Cgroup, Child, Work, collector_with, wait_until};
+use lxcfs_user::bpf::{Collector, Feature, Options, TaskCounts};
+
+use lxcfs_tests::scratch::{Cgroup, Child, Work, collector_with, state_of, wait_until};
 
 const FEATURES: &[Feature] = &[Feature::TaskCounts];
 
 fn counts(cgroup: &Cgroup) -> TaskCounts {
     let collector = collector_with(FEATURES);
-    let sample = collector.sample_tasks().expect("sample_tasks");
-    assert_eq!((sample.lost_tasks, sample.broken_chains), (0, 0));
-    sample.counts(cgroup.id())
+    // The first walk meets the cgroup, by the kernel's iterator; the next ones may be a loop.
+    let mut found = Vec::new();
+    for _ in 0..3 {
+        let sample = collector.sample_tasks().expect("sample_tasks");
+        assert_eq!((sample.lost_tasks, sample.broken_chains), (0, 0));
+        found.push(sample.counts(cgroup.id()));
+    }
+    assert!(
+        found
+            .iter()
+            .all(|counts| (counts.threads, counts.processes)
+                == (found[0].threads, found[0].processes)),
+        "{found:?}"
+    );
+    found[2]
 }
 
 #[test]
@@ -35,6 +51,37 @@ fn threads_are_those_of_cgroup_threads() {
     let counts = counts(&cgroup);
     assert_eq!((counts.threads, counts.processes), (38, 1));
     assert_eq!(counts.running, 0);
+}
+
+#[test]
+fn a_loop_of_many_runs_counts_all_though_tasks_come_and_go() {
+    let (collector, states) = Collector::start(&Options {
+        tasks_per_run: 7,
+        ..Options::default()
+    });
+    let loops = state_of(&states, FEATURES[0]).to_string();
+    let loops = loops.contains("loop of its own");
+    let cgroup = Cgroup::new("runs");
+    let _child = Child::start(&cgroup, Work::Threads(37));
+    wait_until("the threads are there", || cgroup.own_threads() == 38);
+    // In our own cgroup: processes that live for a moment.
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = stop.clone();
+    let churn = std::thread::spawn(move || {
+        while !told.load(Ordering::Relaxed) {
+            assert!(Command::new("true").status().expect("true").success());
+        }
+    });
+    let mut most = 0;
+    for _ in 0..200 {
+        let sample = collector.sample_tasks().expect("sample_tasks");
+        assert_eq!(sample.counts(cgroup.id()).threads, 38, "{sample:?}");
+        most = most.max(sample.runs);
+    }
+    stop.store(true, Ordering::Relaxed);
+    churn.join().expect("processes start");
+    // A loop whose next task ended is begun again, as a walk by the iterator.
+    assert_eq!(most > 5, loops, "{most} runs");
 }
 
 #[test]

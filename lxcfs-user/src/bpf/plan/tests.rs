@@ -17,6 +17,7 @@ fn types() -> KernelTypes {
             ..Default::default()
         },
         iter_task: true,
+        task_loop: None,
         tracepoints: Tracepoints {
             cgroup_mkdir: true,
             cgroup_rmdir: true,

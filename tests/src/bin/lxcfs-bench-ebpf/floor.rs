@@ -8,6 +8,8 @@ use aya_obj::btf::{Btf, BtfKind};
 use lxcfs_user::bpf::{iterator_link, walk};
 
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
 const BPF_PROG_TYPE_TRACING: u32 = 26;
 const BPF_TRACE_ITER: u32 = 28;
 
@@ -55,21 +57,101 @@ impl EmptyWalk {
     }
 }
 
+/// A loop over all tasks within one run of a program (Linux 6.7 and later), which does nothing
+/// with them.
+pub(crate) struct EmptyLoop {
+    program: OwnedFd,
+}
+
+/// The part of `union bpf_attr` for `BPF_PROG_TEST_RUN`.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+impl EmptyLoop {
+    pub(crate) fn new() -> Result<Self> {
+        let call = |name: &str| -> Result<u64> { Ok(0x2085 | u64::from(function(name)?) << 32) };
+        let slot = [0xa1bf, 0xffff_ffe8_0000_0107];
+        let mut code = slot.to_vec();
+        code.extend([0x02b7, 0x1_0000_03b7, call("bpf_iter_task_new")?]);
+        code.extend(slot);
+        code.extend([call("bpf_iter_task_next")?, 0xfffc_0055]);
+        code.extend(slot);
+        code.extend([call("bpf_iter_task_destroy")?, 0xb7, 0x95]);
+        let program = load(
+            &code,
+            ProgLoad {
+                prog_type: BPF_PROG_TYPE_RAW_TRACEPOINT,
+                ..ProgLoad::default()
+            },
+        )?;
+        Ok(Self { program })
+    }
+
+    /// One loop over all tasks.
+    pub(crate) fn run(&self) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        let mut run = TestRun {
+            prog_fd: self.program.as_raw_fd().unsigned_abs(),
+            ..TestRun::default()
+        };
+        // SAFETY: the attributes are those of the command.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_PROG_TEST_RUN,
+                &raw mut run,
+                size_of::<TestRun>(),
+            )
+        };
+        if done < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        Ok(())
+    }
+}
+
+/// The id of a kernel function in the kernel's type information.
+fn function(name: &str) -> Result<u32> {
+    Btf::from_sys_fs()
+        .and_then(|btf| btf.id_by_type_name_kind(name, BtfKind::Func))
+        .with_context(|| format!("the kernel's type information has no {name}"))
+}
+
 fn empty_program() -> Result<OwnedFd> {
     // r0 = 0; exit
-    let instructions: [u64; 2] = [0xb7, 0x95];
-    let target = Btf::from_sys_fs()
-        .and_then(|btf| btf.id_by_type_name_kind("bpf_iter_task", BtfKind::Func))
-        .context("the kernel's type information has no bpf_iter_task")?;
-    let mut load = ProgLoad {
-        prog_type: BPF_PROG_TYPE_TRACING,
-        insn_cnt: 2,
-        insns: instructions.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-        expected_attach_type: BPF_TRACE_ITER,
-        attach_btf_id: target,
-        ..ProgLoad::default()
-    };
+    load(
+        &[0xb7, 0x95],
+        ProgLoad {
+            prog_type: BPF_PROG_TYPE_TRACING,
+            expected_attach_type: BPF_TRACE_ITER,
+            attach_btf_id: function("bpf_iter_task")?,
+            ..ProgLoad::default()
+        },
+    )
+}
+
+fn load(instructions: &[u64], mut load: ProgLoad) -> Result<OwnedFd> {
+    load.insn_cnt = u32::try_from(instructions.len())?;
+    load.insns = instructions.as_ptr() as u64;
+    load.license = c"GPL".as_ptr() as u64;
     // SAFETY: the attributes are those of the command, and their pointers valid; the kernel made
     // the descriptor for us.
     unsafe {

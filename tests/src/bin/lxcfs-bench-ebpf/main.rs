@@ -293,6 +293,8 @@ fn task_sample(cli: &Cli, table: &mut Table) -> Result<()> {
     // In turn: what the machine does meanwhile meets all.
     let empty = floor::EmptyWalk::new()?;
     let (mut samples, mut scans, mut floors) = (Vec::new(), Vec::new(), Vec::new());
+    let own_loop = floor::EmptyLoop::new().ok();
+    let mut loops = Vec::new();
     let mut seen = 0;
     for _ in 0..cli.rounds {
         samples.push(cpu_us(1, 1, || {
@@ -300,6 +302,9 @@ fn task_sample(cli: &Cli, table: &mut Table) -> Result<()> {
             Ok(())
         })?);
         floors.push(cpu_us(1, 1, || empty.walk())?);
+        if let Some(own_loop) = &own_loop {
+            loops.push(cpu_us(1, 1, || own_loop.run())?);
+        }
         scans.push(cpu_us(1, 1, || {
             seen = cgroups.iter().map(scan_one).sum::<Result<u32>>()?;
             Ok(())
@@ -331,6 +336,18 @@ fn task_sample(cli: &Cli, table: &mut Table) -> Result<()> {
             format!("{:.0} times less than the scan", scan / floor),
         ],
     );
+    if own_loop.is_some() {
+        let own_loop = median(loops);
+        row(
+            table,
+            [
+                "a loop over them within one run of a program, which does nothing".into(),
+                ms(own_loop),
+                String::new(),
+                format!("{:.0} times less than the scan", scan / own_loop),
+            ],
+        );
+    }
     let mut share_row = |ordinary: String, ratio: String| {
         let what = "the same as a share of one CPU, every 5 s".into();
         row(table, [what, share(sample), ordinary, ratio]);

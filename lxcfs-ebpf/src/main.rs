@@ -1,7 +1,7 @@
 //! The eBPF programs of lxcfs.
 //!
 //! None of them is attached to a scheduler path. The walks (`load_tasks`, `containers`) run
-//! when userspace reads their iterator, `percpu_offset` and `cgroup_cpu` when userspace
+//! when userspace reads their iterator, `load_tasks_loop`, `percpu_offset` and `cgroup_cpu` when it
 //! starts them with `BPF_PROG_TEST_RUN`; the others sit on events that are rare (a cgroup
 //! made or removed, a container started) or that cost far more than the count (a disk
 //! request done).

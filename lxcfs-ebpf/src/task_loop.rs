@@ -1,5 +1,5 @@
 //! `load_tasks_loop`: the walk of `load_tasks` as a loop within one run of a program (Linux 6.7
-//! and later), which costs little more than half of what the kernel's iterator does.
+//! and later), which costs about two thirds of what the kernel's iterator does.
 //!
 //! A run cannot be interrupted, so it counts a limited number of tasks and notes the next one;
 //! the next run goes along the kernel's list to that one without counting.

@@ -120,6 +120,9 @@ struct Entry {
     alt_len: AtomicU32,
     /// Age, for eviction.
     stamp: AtomicU32,
+    /// Lengths of texts before that one, when the read was replayed more than once: workers may
+    /// be killed, or crashed by another request, between any answer and its being noted.
+    more_len: [AtomicU32; 2],
 }
 
 impl Entry {
@@ -353,8 +356,12 @@ impl OpenFiles for SnapshotTable {
         self.touch(entry);
         let (first, len) = unpack(text);
         if first == NONE {
-            let alt = u64::from(entry.alt_len.load(Ordering::Relaxed));
-            let ended = offset == len as u64 || offset == alt;
+            let [one, other] = &entry.more_len;
+            let before = [&entry.alt_len, one, other];
+            let ended = offset == len as u64
+                || before
+                    .iter()
+                    .any(|length| offset == u64::from(length.load(Ordering::Relaxed)));
             return if ended { Held::Ended } else { Held::Unknown };
         }
         let Some(mut at) = usize::try_from(offset).ok().filter(|at| *at < len) else {
@@ -397,7 +404,8 @@ impl OpenFiles for SnapshotTable {
         let (set, _guard) = self.set(handle);
         if let Some(entry) = self.find(set, handle) {
             let old = entry.text.load(Ordering::Relaxed);
-            if entry.made_by.load(Ordering::Relaxed) > request {
+            let made_by = entry.made_by.load(Ordering::Relaxed);
+            if made_by > request {
                 // The replay of a request that was answered long ago: its reader has begun a
                 // later text.
                 if new != EMPTY {
@@ -406,7 +414,20 @@ impl OpenFiles for SnapshotTable {
                 return;
             }
             let alt = if old == EMPTY { short } else { unpack(old).1 };
+            let [one, other] = &entry.more_len;
+            // 0: a worker was killed amid this very change.
+            let again = made_by == request || made_by == 0;
+            let shift = |length: &AtomicU32| {
+                if again {
+                    length.load(Ordering::Relaxed)
+                } else {
+                    short as u32
+                }
+            };
+            let (second, third) = (shift(&entry.alt_len), shift(one));
             entry.made_by.store(0, Ordering::Release);
+            other.store(third, Ordering::Release);
+            one.store(second, Ordering::Release);
             entry.alt_len.store(alt as u32, Ordering::Release);
             entry.ino.store(ino, Ordering::Release);
             entry.text.store(new, Ordering::Release);
@@ -430,7 +451,9 @@ impl OpenFiles for SnapshotTable {
         };
         let old = entry.text.load(Ordering::Relaxed);
         let was_used = entry.handle.swap(0, Ordering::AcqRel) != 0;
-        entry.alt_len.store(short as u32, Ordering::Release);
+        for length in [&entry.alt_len].into_iter().chain(&entry.more_len) {
+            length.store(short as u32, Ordering::Release);
+        }
         entry.ino.store(ino, Ordering::Release);
         entry.text.store(new, Ordering::Release);
         entry.made_by.store(request, Ordering::Release);

@@ -53,6 +53,23 @@ fn after_a_replayed_read_both_lengths_are_the_end() {
 }
 
 #[test]
+fn after_several_replays_each_length_is_the_end_until_the_next_read() {
+    let table = SnapshotTable::private();
+    let handle = table.open();
+    for length in 100..104 {
+        table.keep(handle, 17, 5, &text(length, 0), true);
+    }
+    for length in 100..104 {
+        assert_eq!(read(&table, handle, length, 10).0, Held::Ended, "{length}");
+    }
+    assert_eq!(read(&table, handle, 99, 10).0, Held::Unknown);
+    // The next read shows that the reader has one of them, or was not answered at all.
+    table.keep(handle, 17, 6, &text(110, 0), true);
+    assert_eq!(read(&table, handle, 110, 10).0, Held::Ended);
+    assert_eq!(read(&table, handle, 101, 10).0, Held::Unknown);
+}
+
+#[test]
 fn a_closed_or_foreign_handle_knows_nothing() {
     let table = SnapshotTable::private();
     let handle = table.open();

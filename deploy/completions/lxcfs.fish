@@ -293,7 +293,7 @@ complete -c lxcfs -n "__fish_lxcfs_using_subcommand serve" -s h -l help -d 'Prin
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l base-dir -d 'What relative paths are relative to' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l join -d 'The holder\'s socket, for a worker from outside' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l server -d 'Whose worker it is then' -r
-complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l crashed -d 'The worker before it that crashed' -r
+complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l crashed -d 'The latest workers before it that crashed' -r
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l config -d 'Read this configuration file [default: /etc/lxcfs/lxcfs.toml if it exists]' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -l runtime-dir -d 'Directory of the pidfile and of lxcfs/, the daemon\'s state [default: /run]' -r -F
 complete -c lxcfs -n "__fish_lxcfs_using_subcommand worker" -s p -l pidfile -d 'Write and lock this pidfile [default: RUNTIME_DIR/lxcfs.pid]' -r -F

@@ -25,6 +25,8 @@ const WAITED_FOR: u32 = libc::FUTEX_WAITERS;
 const DEAD: u32 = libc::FUTEX_OWNER_DIED;
 /// Nobody has signed.
 const BLANK: u32 = 0;
+/// No thread has this id: the kernel never marks the word.
+const UNSEEN: u32 = libc::FUTEX_TID_MASK;
 
 /// `struct robust_list_head`, and the one entry of the list. The thread's C library has a list of
 /// its own for robust mutexes; a worker uses none, and this takes its place.
@@ -53,7 +55,8 @@ struct Signature {
 impl Drop for Signature {
     fn drop(&mut self) {
         if let Some(word) = self.state.word(self.index) {
-            word.store(BLANK, Ordering::Release);
+            let ours = |value: u32| (value & UNSEEN != UNSEEN).then_some(BLANK);
+            let _left_unseen = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, ours);
             wake(word);
         }
         let none = std::ptr::null::<RobustList>();
@@ -110,13 +113,23 @@ impl State {
     pub fn sign_writer(self: &Arc<Self>) {
         SIGNATURE.with_borrow_mut(|signature| {
             if signature.is_none() {
-                *signature = (MAX_LOOPS..WORDS).find_map(|index| self.sign(index, false));
+                let others = MAX_LOOPS..WORDS;
+                *signature = others.clone().find_map(|index| self.sign(index, false));
+                if signature.is_none()
+                    && let Some(last) = self.word(others.end - 1)
+                {
+                    // Its death would not be seen: until others serve, nobody is known to be dead.
+                    last.store(UNSEEN, Ordering::Release);
+                }
             }
         });
     }
 
     fn sign(self: &Arc<Self>, index: usize, whoever_had_it: bool) -> Option<Signature> {
         let word = self.word(index)?;
+        if !whoever_had_it && word.load(Ordering::Relaxed) != BLANK {
+            return None;
+        }
         let mut list = Box::new(RobustList {
             first: std::ptr::null(),
             offset: 0,
@@ -285,6 +298,22 @@ mod tests {
         .join()
         .unwrap();
         assert!(!signed(&state, 1) && !state.is_deserted());
+    }
+
+    #[test]
+    fn with_a_writer_too_many_nobody_is_taken_for_dead() {
+        let state = Arc::new(State::create(1).unwrap());
+        for index in (0..state.loops()).chain(MAX_LOOPS..WORDS) {
+            state.word(index).unwrap().store(DEAD, Ordering::Release);
+        }
+        assert!(state.is_deserted());
+        let writer = state.clone();
+        std::thread::spawn(move || writer.sign_writer())
+            .join()
+            .unwrap();
+        assert!(!state.is_deserted());
+        state.expect_signatures();
+        assert!(!signed(&state, WORDS - 1));
     }
 
     #[test]

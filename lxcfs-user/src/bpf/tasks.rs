@@ -169,6 +169,10 @@ impl Tree {
     }
 }
 
+/// More than enough for as many tasks as there are PIDs; nobody who starts tasks all the time can
+/// keep a walk going.
+const MAX_RUNS: u32 = 2048;
+
 /// Owner of the walk: the tables are written by one walk at a time.
 pub(super) struct TaskWalk {
     /// Goes over all tasks, `load_tasks` run for each.
@@ -298,10 +302,10 @@ impl TaskWalk {
     /// where the one before stopped.
     fn walk_in_runs(&mut self, ebpf: &Ebpf) -> Result<Option<u32>, BpfError> {
         let program = on_demand(ebpf, TASK_LOOP.name, Feature::TaskCounts)?;
-        self.set(WALK_LIMIT, self.per_run)?;
+        self.set(WALK_LIMIT, self.per_run.max(1))?;
         self.set(WALK_LEFT, 0)?;
         let mut from = 0;
-        for runs in 1.. {
+        for runs in 1..=MAX_RUNS {
             self.set(WALK_FROM, from)?;
             self.set(WALK_NEXT, 0)?;
             self.set(WALK_COUNTED, 0)?;

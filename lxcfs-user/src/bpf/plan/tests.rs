@@ -77,6 +77,18 @@ fn reason(plan: &Plan, feature: Feature) -> &str {
 }
 
 #[test]
+fn the_loop_over_tasks_needs_the_kernels_functions_and_direct_loads() {
+    let with = |kernel| {
+        let mut facts = facts(kernel);
+        facts.types.as_mut().unwrap().task_loop = Some([7, 8, 9]);
+        plan(&facts)
+    };
+    assert_eq!(with((6, 12)).task_loop, Some([7, 8, 9]));
+    assert_eq!(with((5, 15)).task_loop, None);
+    assert_eq!(plan(&facts((6, 6))).task_loop, None);
+}
+
+#[test]
 fn kernels_get_the_programs_that_fit() {
     let new = plan(&facts((6, 12)));
     assert_eq!(programs(&new, Feature::TaskCounts), ["load_tasks"]);

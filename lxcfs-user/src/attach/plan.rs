@@ -372,7 +372,7 @@ impl Planner<'_> {
 }
 
 /// Puts directories before what lies in them, and leaves that out when the directory is
-/// mounted anew: it goes with the old mount or is hidden by the new one.
+/// mounted anew or uncovered: it goes with the old mount or is hidden by the new one.
 fn in_order(actions: BTreeMap<PathBuf, Action>) -> Vec<Step> {
     let mut renewed: Vec<PathBuf> = Vec::new();
     let mut steps = Vec::new();
@@ -381,7 +381,7 @@ fn in_order(actions: BTreeMap<PathBuf, Action>) -> Vec<Step> {
         if renewed.iter().any(|above| path.starts_with(above)) {
             continue;
         }
-        if matches!(action, Action::Attach { .. } | Action::Replace { .. }) {
+        if !matches!(action, Action::Skip(_)) {
             renewed.push(path.clone());
         }
         steps.push(Step { path, action });

@@ -40,6 +40,7 @@ use std::process::{Command, ExitCode};
 pub use fd::{detached_proc, inherited};
 pub use mount::{FS_NAME, FS_TYPE, MountError, Mounted};
 pub use options::{Adopt, ENTRY, HolderOptions};
+pub use takeover::{living_holder, worker_has_ended};
 pub use trim::drop_text;
 
 /// Where a worker finds the `/dev/fuse` descriptor.

@@ -148,8 +148,7 @@ fn offer(path: &Path, hello: &Hello) -> io::Result<Offer> {
         None,
     )?)?;
     connect(channel.as_raw_fd(), &UnixAddr::new(path)?)?;
-    say(&channel, &hello.to_text())?;
-    let (text, fds) = receive(&channel)?;
+    let (text, fds) = exchange(&channel, hello)?;
     let (word, rest) = text.split_once('\n').unwrap_or((&text, ""));
     match word {
         WELCOME => {}
@@ -173,6 +172,21 @@ fn offer(path: &Path, hello: &Hello) -> io::Result<Offer> {
         proc: crate::inherited(PROC_FD).ok(),
         cgroups: rest.to_owned(),
     }))
+}
+
+/// Says the hello and receives the answer. A holder that refuses at the sight of a visitor may
+/// have closed its end by then; what it said is there all the same.
+fn exchange(channel: &OwnedFd, hello: &Hello) -> io::Result<(String, Vec<OwnedFd>)> {
+    let said = say(channel, &hello.to_text());
+    let answer = match receive(channel) {
+        // The kernel tells once that our words were not read, before it hands out the answer.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => receive(channel),
+        other => other,
+    };
+    match answer {
+        Ok((text, fds)) if !text.is_empty() => Ok((text, fds)),
+        other => said.and(other),
+    }
 }
 
 /// Puts a descriptor where a worker looks for it.
@@ -267,6 +281,32 @@ mod tests {
         let id = |since_nsec, pid| ServerId { since_nsec, pid };
         assert!(id(2, 10) > id(1, 20));
         assert_eq!("5:6".parse(), Ok(id(5, 6)));
+    }
+
+    #[test]
+    fn a_refusal_is_heard_by_who_speaks_too_late() {
+        let server = ServerId {
+            since_nsec: 1,
+            pid: 2,
+        };
+        let hello = Hello {
+            server,
+            crashed: vec![],
+        };
+        let (ours, theirs) = crate::channel::pair().unwrap();
+        say(&theirs, "no").unwrap();
+        drop(theirs);
+        assert_eq!(exchange(&ours, &hello).unwrap().0, "no");
+        // It closes its end without reading what was said.
+        let (ours, theirs) = crate::channel::pair().unwrap();
+        say(&ours, "first").unwrap();
+        say(&theirs, "no").unwrap();
+        drop(theirs);
+        assert_eq!(exchange(&ours, &hello).unwrap().0, "no");
+        let (ours, theirs) = crate::channel::pair().unwrap();
+        drop(theirs);
+        let kind = exchange(&ours, &hello).unwrap_err().kind();
+        assert_eq!(kind, io::ErrorKind::BrokenPipe);
     }
 
     #[test]

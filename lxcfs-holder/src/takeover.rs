@@ -54,8 +54,23 @@ fn take(pid: u32, number: u32) -> Option<Found> {
     Some(Found { fuse, state, pid })
 }
 
+/// Whether the worker that served last has ended, as far as its process id tells. Only where
+/// holder and workers see the same process ids.
+pub fn worker_has_ended(state: &State) -> bool {
+    let pid = state
+        .header()
+        .worker_pid
+        .load(std::sync::atomic::Ordering::Relaxed);
+    let is_worker = || comm(pid).as_deref() == Some(WORKER_COMM);
+    match crate::fd::pidfd_open(pid) {
+        // Its number may be another's by now.
+        Ok(pidfd) => crate::fd::has_ended(&pidfd) || !is_worker(),
+        Err(_) => pid == 0 || !is_worker(),
+    }
+}
+
 /// The holder that runs the connection in `state`, if it is alive.
-pub(crate) fn living_holder(state: &State) -> Option<u32> {
+pub fn living_holder(state: &State) -> Option<u32> {
     let pid = state
         .header()
         .holder_pid

@@ -325,6 +325,18 @@ impl Served {
         }
     }
 
+    /// Worker processes that hold this mount's log open.
+    pub fn workers(&self) -> Vec<i32> {
+        let log = self.dir().join("log");
+        let pids = std::fs::read_dir("/proc").into_iter().flatten();
+        pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid| comm(*pid).as_deref() == Some("lxcfs-worker"))
+            .filter(|pid| {
+                std::fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|path| path == log)
+            })
+            .collect()
+    }
+
     /// Fails unless readers saw something, and nothing wrong.
     ///
     /// # Panics
@@ -366,9 +378,6 @@ impl Drop for Served {
         if std::thread::panicking() {
             eprintln!("--- log of the holder and its workers\n{}", self.log());
         }
-        let worker = self
-            .try_status()
-            .map(|status| status.number("worker") as i32);
         if let Some(mut child) = self.holder.take() {
             let _gone = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
             let start = Instant::now();
@@ -381,7 +390,7 @@ impl Drop for Served {
         // Normally nothing is left; after a failed test there may be.
         let flags = nix::mount::MntFlags::MNT_DETACH;
         while nix::mount::umount2(&self.mount(), flags).is_ok() {}
-        if let Some(pid) = worker.filter(|pid| comm(*pid).as_deref() == Some("lxcfs-worker")) {
+        for pid in self.workers() {
             let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }

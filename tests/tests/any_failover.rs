@@ -15,7 +15,7 @@ use lxcfs_tests::fixture::{
     CONSTANT_BYTES, FIRST_BUILD, GENERATION_LINES, OTHER_BUILD, POISON, check_generation,
     constant_text,
 };
-use lxcfs_tests::serve::{Readers, Served, comm, eventually, fixture_binary};
+use lxcfs_tests::serve::{Readers, Served, eventually, fixture_binary};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -93,7 +93,7 @@ fn kills_amid_upgrades_new_holders_and_poison_are_not_noticed() {
                 served.kill_worker();
             }
             if round % 3 == 2 {
-                // A worker that crashes while there is no holder is the loss of all processes.
+                // What crashes every worker, while no holder starts others, is the loss of all.
                 served.untell(POISON);
                 assert_eq!(
                     fs::read(served.file("proc/vmstat")).unwrap(),
@@ -213,21 +213,50 @@ fn a_successor_takes_over_from_the_workers_of_a_killed_holder() {
     kept.read_exact_at(&mut text, 0).unwrap();
     assert_eq!(text, constant_text(CONSTANT_BYTES));
     served.assert_unharmed(&readers.finish());
-    let workers = workers_of(&served);
-    assert!(workers <= 2, "{workers} workers are left");
+    let workers = served.workers();
+    assert!(workers.len() <= 2, "{workers:?} are left");
 }
 
-/// Worker processes that hold this mount's log open.
-fn workers_of(served: &Served) -> usize {
-    let log = served.dir().join("log");
-    let of_ours = |pid: &i32| {
-        comm(*pid).as_deref() == Some("lxcfs-worker")
-            && fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|path| path == log)
-    };
-    let pids = fs::read_dir("/proc")
-        .expect("/proc")
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(of_ours).count()
+#[test]
+fn a_standby_goes_on_without_holder_and_worker_whichever_dies_first() {
+    let mut served = patient();
+    let readers = Readers::start(&served.mount(), 16);
+    for round in 0..12 {
+        eventually("one serves, one stands by", || {
+            let status = served.status();
+            status.number("serving") == 1 && status.number("standby_ready") == 1
+        });
+        let before = served.status();
+        let pid = |key| Pid::from_raw(before.number(key) as i32);
+        match round % 3 {
+            0 => {
+                kill(pid("worker"), Signal::SIGKILL).unwrap();
+                served.signal_holder(Signal::SIGKILL);
+            }
+            1 => {
+                served.signal_holder(Signal::SIGKILL);
+                kill(pid("worker"), Signal::SIGKILL).unwrap();
+            }
+            // The standby knows about the holder, and waits for the worker's end.
+            _ => {
+                served.signal_holder(Signal::SIGKILL);
+                served.wait_holder();
+                std::thread::sleep(Duration::from_millis(300));
+                kill(pid("worker"), Signal::SIGKILL).unwrap();
+            }
+        }
+        if round % 3 != 2 {
+            served.wait_holder();
+        }
+        assert_eq!(
+            fs::read(served.file("proc/meminfo")).unwrap(),
+            constant_text(CONSTANT_BYTES)
+        );
+        served.start_holder();
+    }
+    served.assert_unharmed(&readers.finish());
+    let workers = served.workers();
+    assert!(workers.len() <= 2, "{workers:?} are left");
 }
 
 #[test]

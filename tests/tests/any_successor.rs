@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use lxcfs_tests::container::Shape;
-use lxcfs_tests::serve::{comm, eventually};
+use lxcfs_tests::serve::{Status, comm, eventually};
 use lxcfs_tests::{Container, Lxcfs, TestCgroup};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -71,10 +71,23 @@ fn a_killed_holder_is_replaced_and_readers_do_not_notice() {
     std::thread::scope(|scope| {
         let stopping = Stop(&stop);
         let reader = scope.spawn(|| container.run(&["sh", "-c", &script]));
-        for _ in 0..3 {
+        for round in 0..6 {
             let before = daemon.holder().expect("a holder with a pidfile");
-            let workers = children(before);
+            let mut workers = children(before);
             assert!(!workers.is_empty());
+            // Every other time as soon as the last workers are gone: those of this holder may not
+            // know yet that they are to serve. Else with the worker that serves.
+            if round % 2 == 1 {
+                let socket = daemon.0.runtime_dir().join("lxcfs/holder.sock");
+                eventually("one serves, one stands by", || {
+                    Status::of(&socket).is_some_and(|status| {
+                        status.number("serving") == 1 && status.number("standby_ready") == 1
+                    })
+                });
+                let worker = Status::of(&socket).unwrap().number("worker");
+                workers = children(before);
+                kill(Pid::from_raw(worker as i32), Signal::SIGKILL).unwrap();
+            }
             kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
             eventually("another holder", || {
                 daemon.holder().is_some_and(|pid| pid != before)

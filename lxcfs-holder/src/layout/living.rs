@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use super::{MAX_LOOPS, State};
 
@@ -78,17 +79,20 @@ fn wake(word: &AtomicU32) {
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
 }
 
-/// Waits while `word` is `value`; may return early.
-fn wait(word: &AtomicU32, value: u32) {
-    let forever = std::ptr::null::<libc::timespec>();
-    // SAFETY: as above.
+/// Waits while `word` is `value`, at most for `limit`; may return early.
+fn wait(word: &AtomicU32, value: u32, limit: Option<Duration>) {
+    let limit = limit.map(|limit| nix::sys::time::TimeSpec::from_duration(limit));
+    let limit = limit.as_ref().map_or(std::ptr::null(), |limit| {
+        std::ptr::from_ref::<libc::timespec>(limit.as_ref())
+    });
+    // SAFETY: as above; the limit outlives the call.
     unsafe {
         libc::syscall(
             libc::SYS_futex,
             word.as_ptr(),
             libc::FUTEX_WAIT,
             value,
-            forever,
+            limit,
         )
     };
 }
@@ -104,7 +108,7 @@ impl State {
             if signature.as_ref().is_none_or(|of| of.index != index) && index < self.loops() {
                 // One word a thread: another one becomes blank first.
                 *signature = None;
-                *signature = self.sign(index, true);
+                *signature = self.sign(index, None);
             }
         });
     }
@@ -114,7 +118,9 @@ impl State {
         SIGNATURE.with_borrow_mut(|signature| {
             if signature.is_none() {
                 let others = MAX_LOOPS..WORDS;
-                *signature = others.clone().find_map(|index| self.sign(index, false));
+                *signature = others
+                    .clone()
+                    .find_map(|index| self.sign(index, Some(BLANK)));
                 if signature.is_none()
                     && let Some(last) = self.word(others.end - 1)
                 {
@@ -125,9 +131,27 @@ impl State {
         });
     }
 
-    fn sign(self: &Arc<Self>, index: usize, whoever_had_it: bool) -> Option<Signature> {
+    /// Signs in place of the dead worker's writers, if nobody else has done so. The caller is the
+    /// one that takes over, and nobody else finds the memory deserted while it lives.
+    pub fn claim(self: &Arc<Self>) -> bool {
+        let Some(word) = self.word(MAX_LOOPS) else {
+            return false;
+        };
+        let value = word.load(Ordering::Acquire);
+        if value != BLANK && value & DEAD == 0 {
+            return false;
+        }
+        SIGNATURE.with_borrow_mut(|signature| {
+            *signature = None;
+            *signature = self.sign(MAX_LOOPS, Some(value));
+            signature.is_some()
+        })
+    }
+
+    /// Signs the word, if it says `only_over`, when that is given.
+    fn sign(self: &Arc<Self>, index: usize, only_over: Option<u32>) -> Option<Signature> {
         let word = self.word(index)?;
-        if !whoever_had_it && word.load(Ordering::Relaxed) != BLANK {
+        if only_over.is_some_and(|value| word.load(Ordering::Relaxed) != value) {
             return None;
         }
         let mut list = Box::new(RobustList {
@@ -153,12 +177,16 @@ impl State {
         // SAFETY: no arguments.
         let tid = unsafe { libc::gettid() }.cast_unsigned();
         let signed = set == 0
-            && if whoever_had_it {
-                word.store(tid, Ordering::Release);
-                true
-            } else {
-                let free = word.compare_exchange(BLANK, tid, Ordering::AcqRel, Ordering::Relaxed);
-                free.is_ok()
+            && match only_over {
+                None => {
+                    word.store(tid, Ordering::Release);
+                    true
+                }
+                Some(value) => {
+                    let free =
+                        word.compare_exchange(value, tid, Ordering::AcqRel, Ordering::Relaxed);
+                    free.is_ok()
+                }
             };
         if !signed {
             // SAFETY: as in `drop`.
@@ -206,23 +234,42 @@ impl State {
     /// Waits until every loop of the worker that serves has signed and all who have are dead, and
     /// returns true. Once `stop` is set it returns false when the next thread signs.
     pub fn wait_until_deserted(&self, stop: &AtomicBool) -> bool {
-        loop {
-            if stop.load(Ordering::Acquire) {
-                return false;
-            }
+        while !stop.load(Ordering::Acquire) {
             match self.alive() {
                 None => return true,
-                Some((word, BLANK)) => wait(word, BLANK),
-                Some((word, value)) => {
-                    let marked = value | WAITED_FOR;
-                    let exchanged =
-                        word.compare_exchange(value, marked, Ordering::AcqRel, Ordering::Relaxed);
-                    if exchanged.is_ok() {
-                        wait(word, marked);
-                        // The kernel wakes one; there may be more of us.
-                        if word.load(Ordering::Acquire) & DEAD != 0 {
-                            wake(word);
-                        }
+                Some((word, value)) => Self::wait_for_another(word, value, None),
+            }
+        }
+        false
+    }
+
+    /// The same, at most for `limit`; false when it has passed.
+    pub fn is_deserted_within(&self, limit: Duration) -> bool {
+        let began = Instant::now();
+        loop {
+            let Some((word, value)) = self.alive() else {
+                return true;
+            };
+            match limit.checked_sub(began.elapsed()) {
+                None | Some(Duration::ZERO) => return false,
+                left => Self::wait_for_another(word, value, left),
+            }
+        }
+    }
+
+    /// Waits while `word` is `value`, the sign of somebody alive.
+    fn wait_for_another(word: &AtomicU32, value: u32, limit: Option<Duration>) {
+        match value {
+            BLANK => wait(word, BLANK, limit),
+            _ => {
+                let marked = value | WAITED_FOR;
+                let exchanged =
+                    word.compare_exchange(value, marked, Ordering::AcqRel, Ordering::Relaxed);
+                if exchanged.is_ok() {
+                    wait(word, marked, limit);
+                    // The kernel wakes one; there may be more of us.
+                    if word.load(Ordering::Acquire) & DEAD != 0 {
+                        wake(word);
                     }
                 }
             }
@@ -280,6 +327,34 @@ mod tests {
             assert!(watch.join().unwrap());
             assert!(state.is_deserted());
             nix::sys::wait::waitpid(child, None).unwrap();
+        }
+    }
+
+    #[test]
+    fn only_one_of_many_claims_what_is_deserted() {
+        let state = Arc::new(State::create(1).unwrap());
+        assert!(!state.is_deserted_within(Duration::from_millis(1)));
+        for word in [0, MAX_LOOPS].map(|index| state.word(index).unwrap()) {
+            word.store(DEAD | 4711, Ordering::Release);
+        }
+        for _ in 0..50 {
+            assert!(state.is_deserted_within(Duration::ZERO));
+            let together = std::sync::Barrier::new(8);
+            let claim = || {
+                together.wait();
+                let claimed = state.claim();
+                together.wait();
+                assert!(!state.is_deserted_within(Duration::from_millis(1)));
+                together.wait();
+                claimed
+            };
+            let claimed = std::thread::scope(|scope| {
+                let claimants: Vec<_> = (0..8).map(|_| scope.spawn(claim)).collect();
+                let each = claimants.into_iter().map(|one| one.join().unwrap());
+                each.filter(|claimed| *claimed).count()
+            });
+            // It has left in order, so that its word is blank again.
+            assert_eq!(claimed, 1);
         }
     }
 

@@ -69,6 +69,7 @@ pub fn run(config: &Config, origin: Origin) -> Result<()> {
     let mut options = live_options(&config);
     let mut status_socket = holder_socket(&config);
     log::start(config.log_level, config.log_format);
+    let from_server = matches!(origin, Origin::Outside { .. });
     let on_orphaned: Option<OnOrphaned> = match origin {
         Origin::Holder(typed) => Some(Box::new(move || typed.start_again())),
         Origin::Outside { holder, hello } => {
@@ -135,6 +136,7 @@ pub fn run(config: &Config, origin: Origin) -> Result<()> {
         on_takeover: Some(on_takeover),
         on_command: Some(on_command),
         on_orphaned,
+        from_server,
     };
     crate::worker::run(options, engine).context("the worker cannot serve")
 }

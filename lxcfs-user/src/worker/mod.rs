@@ -86,11 +86,18 @@ pub struct WorkerOptions {
     pub on_command: Option<OnCommand>,
     /// Gets a new holder. The worker serves on, and is replaced by the new holder's.
     pub on_orphaned: Option<OnOrphaned>,
+    /// A server started this worker, and starts others for the next holder only when it ends.
+    pub from_server: bool,
 }
 
 /// The lowest number for the copy of the channel that closes first: above those of all else,
 /// below the usual limit of descriptors.
 const HIGH_FD: libc::c_int = 1000;
+/// Between two looks at whether holder and worker are dead.
+const SHORTEST_LOOK: Duration = Duration::from_millis(1);
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+/// A new holder that has not ended us for so long does not know us.
+const MISSED: Duration = Duration::from_secs(600);
 /// For a thread that makes two system calls.
 const WATCH_STACK_BYTES: usize = 64 * 1024;
 
@@ -158,8 +165,10 @@ pub fn run(options: WorkerOptions, engine: Arc<dyn Engine>) -> Result<(), Worker
     // The self-test's request must not get into a slot; the next one comes when nobody else serves.
     worker.server.map_slots()?;
     worker.report(&Report::Ready);
-    let Some(cause) = worker.stand_by() else {
-        return Ok(());
+    let cause = match worker.stand_by() {
+        Some(cause) => cause,
+        None if worker.outlives_the_others(options.from_server) => Cause::Killed,
+        None => return Ok(()),
     };
     activated.store(true, Ordering::Release);
     let serving = worker.activate(cause, options.on_takeover.take())?;
@@ -283,6 +292,40 @@ impl Worker {
                 None => tracing::warn!(order = text, "ignoring an order of a newer holder"),
             }
         }
+    }
+
+    /// Without a holder: whether this worker has to go on, because nobody serves any more. Waits
+    /// for that as long as it takes; a new holder that has its own workers ends us.
+    fn outlives_the_others(&self, from_server: bool) -> bool {
+        let orphaned = Instant::now();
+        let mut unheld = orphaned;
+        let mut pause = SHORTEST_LOOK;
+        while unheld.elapsed() < MISSED {
+            let deserted = self.state.is_deserted_within(LONGEST_LOOK)
+                || (!from_server && lxcfs_holder::worker_has_ended(&self.state));
+            let held = !from_server && lxcfs_holder::living_holder(&self.state).is_some();
+            if !held {
+                unheld = Instant::now();
+            }
+            if deserted && !held && self.state.claim() {
+                if !from_server {
+                    let header = self.state.header();
+                    header.worker_pid.store(process::id(), Ordering::Relaxed);
+                }
+                tracing::warn!("holder and worker died; the worker that stood by goes on");
+                return true;
+            }
+            // A server's next worker waits for our place, to be there for the next holder.
+            if from_server && !deserted && orphaned.elapsed() >= LONGEST_LOOK {
+                return false;
+            }
+            if deserted {
+                // The holder that died last may look alive for a moment yet.
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(LONGEST_LOOK);
+            }
+        }
+        false
     }
 
     /// Reads a file of the mount through the kernel, on a thread of its own: it may wait for

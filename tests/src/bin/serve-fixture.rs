@@ -35,7 +35,7 @@ fn main() -> ExitCode {
             }
             Err(lxcfs_holder::exec(&options).to_string())
         }),
-        Some("worker") => join_if_told(args.collect()).and_then(|()| run_worker()),
+        Some("worker") => join_if_told(args.collect()).and_then(run_worker),
         Some("serve") => serve(args.next().unwrap_or_default().into()),
         Some("read") => read(args.map(PathBuf::from).collect()),
         Some("waits") => waits(args.next().and_then(|word| word.to_str()?.parse().ok())),
@@ -61,8 +61,8 @@ fn serve(holder: PathBuf) -> Result<(), String> {
     server::run(&config, Some(holder), &[], Vec::new()).map_err(|error| format!("{error:#}"))
 }
 
-/// Joins a holder if the arguments of a worker say so.
-fn join_if_told(args: Vec<OsString>) -> Result<(), String> {
+/// Joins a holder if the arguments of a worker say so; returns whether they do.
+fn join_if_told(args: Vec<OsString>) -> Result<bool, String> {
     let value = |name: &str| {
         let text: Vec<_> = args.iter().map(|word| word.to_string_lossy()).collect();
         let inside = text.iter().find_map(|word| {
@@ -73,7 +73,7 @@ fn join_if_told(args: Vec<OsString>) -> Result<(), String> {
         inside.or_else(|| Some(text.get(behind? + 1)?.clone().into_owned()))
     };
     let Some(holder) = value("--join") else {
-        return Ok(());
+        return Ok(false);
     };
     let crashed = value("--crashed").unwrap_or_default();
     let hello = Hello {
@@ -84,10 +84,10 @@ fn join_if_told(args: Vec<OsString>) -> Result<(), String> {
             .collect(),
     };
     let joined = outside::join(Path::new(&holder), &hello, |_why| ());
-    joined.map(drop).map_err(|error| error.to_string())
+    joined.map(|_given| true).map_err(|error| error.to_string())
 }
 
-fn run_worker() -> Result<(), String> {
+fn run_worker(from_server: bool) -> Result<(), String> {
     if std::env::var_os("LXCFS_FIXTURE_DEBUG").is_some() {
         // Where the time of a take-over goes, for `serve-fixture waits`.
         tracing_subscriber::fmt()
@@ -99,6 +99,7 @@ fn run_worker() -> Result<(), String> {
     let on_command = |text: &str| Ok(format!("heard {text}, {}", build_name()));
     let options = WorkerOptions {
         on_command: Some(Box::new(on_command)),
+        from_server,
         ..Default::default()
     };
     worker::run(options, engine).map_err(|error| {

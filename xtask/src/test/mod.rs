@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every test, here and on the other kernels, and one summary line at the end.
 
+mod leftovers;
 pub(crate) mod plan;
 mod tally;
 
@@ -61,6 +62,7 @@ impl Args {
         let mut suites = Vec::new();
         if !self.vms && self.only.is_none() {
             setup::ensure(&[Purpose::Test])?;
+            leftovers::sweep()?;
             suites.push(attempt("this machine".to_owned(), native)?);
         }
         if !self.fast {

@@ -16,7 +16,8 @@ use lxcfs_tests::fixture::{
 };
 use lxcfs_tests::serve::{Readers, Served, eventually, fixture_binary};
 use lxcfs_tests::split::{SERVER_UID, Server, confined};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// A place for the socket, and servers of the fixture that come to it.
 struct Place {
@@ -223,8 +224,13 @@ fn another_holder_takes_the_connection_over_from_a_servers_workers() {
     let mut served = place.served(&[PATIENT]);
     served_by(&served, &server);
     let readers = Readers::start(&served.mount(), 16);
-    for _ in 0..3 {
+    for round in 0..6 {
+        let worker = served.status().number("worker") as i32;
         served.signal_holder(Signal::SIGKILL);
+        if round % 2 == 1 {
+            // The one that stands by serves.
+            kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+        }
         served.wait_holder();
         assert_eq!(meminfo(&served).unwrap(), constant_text(CONSTANT_BYTES));
         served.start_holder();

@@ -81,7 +81,7 @@ fn wake(word: &AtomicU32) {
 
 /// Waits while `word` is `value`, at most for `limit`; may return early.
 fn wait(word: &AtomicU32, value: u32, limit: Option<Duration>) {
-    let limit = limit.map(|limit| nix::sys::time::TimeSpec::from_duration(limit));
+    let limit = limit.map(nix::sys::time::TimeSpec::from_duration);
     let limit = limit.as_ref().map_or(std::ptr::null(), |limit| {
         std::ptr::from_ref::<libc::timespec>(limit.as_ref())
     });

@@ -260,6 +260,25 @@ fn a_standby_goes_on_without_holder_and_worker_whichever_dies_first() {
 }
 
 #[test]
+fn workers_without_a_holder_end_with_the_mount() {
+    let mut served = patient();
+    eventually("one serves, one stands by", || {
+        let status = served.status();
+        status.number("serving") == 1 && status.number("standby_ready") == 1
+    });
+    assert_eq!(served.workers().len(), 2);
+    served.signal_holder(Signal::SIGKILL);
+    served.wait_holder();
+    assert_eq!(
+        served.workers().len(),
+        2,
+        "nobody may end while it is mounted"
+    );
+    nix::mount::umount(&served.mount()).unwrap();
+    eventually("the workers end", || served.workers().is_empty());
+}
+
+#[test]
 fn a_dead_mount_of_ours_is_replaced() {
     let mut served = patient();
     served.kill_everybody();

@@ -9,10 +9,11 @@ mod alloc;
 mod session;
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use lxcfs_holder::layout::State;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 pub use alloc::SlotAllocator;
 
@@ -129,6 +130,18 @@ pub fn answer(device: &OwnedFd, reply: &[u8]) -> io::Result<()> {
         Ok(_) | Err(nix::errno::Errno::ENOENT) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether the kernel still sends requests: nobody has unmounted or aborted it.
+pub fn is_connected(device: &OwnedFd) -> bool {
+    // `fuse_dev_poll` of the kernel reports an error once the connection is gone.
+    let mut poll = [PollFd::new(device.as_fd(), PollFlags::empty())];
+    let polled = nix::poll::poll(&mut poll, PollTimeout::ZERO);
+    let events = poll
+        .first()
+        .and_then(PollFd::revents)
+        .unwrap_or(PollFlags::empty());
+    polled.is_err() || !events.contains(PollFlags::POLLERR)
 }
 
 /// The reply to request `unique` that it failed with `errno`.

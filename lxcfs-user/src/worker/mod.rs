@@ -300,14 +300,16 @@ impl Worker {
         let orphaned = Instant::now();
         let mut unheld = orphaned;
         let mut pause = SHORTEST_LOOK;
-        while unheld.elapsed() < MISSED {
+        while unheld.elapsed() < MISSED && fuse::is_connected(&self.device) {
             let deserted = self.state.is_deserted_within(LONGEST_LOOK)
                 || (!from_server && lxcfs_holder::worker_has_ended(&self.state));
             let held = !from_server && lxcfs_holder::living_holder(&self.state).is_some();
             if !held {
                 unheld = Instant::now();
             }
-            if deserted && !held && self.state.claim() {
+            // Somebody may have unmounted what nobody held.
+            let wanted = deserted && !held && fuse::is_connected(&self.device);
+            if wanted && self.state.claim() {
                 if !from_server {
                     let header = self.state.header();
                     header.worker_pid.store(process::id(), Ordering::Relaxed);

@@ -427,11 +427,12 @@ impl Holder {
     /// Makes `worker` the one that serves; nobody else does.
     fn activate(&mut self, mut worker: Worker) {
         let cause = self.down.map_or(Cause::Killed, |(_, cause)| cause);
+        // In this order: whoever is without us in the middle of it knows whose turn it is.
+        let header = self.state.header();
+        header.worker_pid.store(worker.pid, Ordering::Release);
         self.state.expect_signatures();
         worker.tell(&Order::Activate(cause));
         worker.enter(Phase::Activated);
-        let header = self.state.header();
-        header.worker_pid.store(worker.pid, Ordering::Relaxed);
         self.answers_before = self.state.answers();
         self.probing = None;
         self.active = Some(worker);

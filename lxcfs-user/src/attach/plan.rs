@@ -13,8 +13,11 @@ use serde::Serialize;
 use super::{FS_TYPE, Selection};
 use crate::mountinfo::{Device, Mount, MountId, MountTable, Stack};
 
+mod detach;
 #[cfg(test)]
 mod tests;
+
+use detach::detach;
 
 /// Whether the server behind a device answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,6 +206,15 @@ fn kernel_fs_at(base: &Mount, path: &Path) -> bool {
     base.fs_type == fs_type && base.root.join(rest) == Path::new("/").join(below)
 }
 
+/// What lies below a path once the layers that `leave` are gone.
+fn carriers<'a>(stack: &Stack<'a>, leave: impl Fn(&Mount) -> bool) -> Stack<'a> {
+    let layers = stack.layers.iter().copied();
+    Stack {
+        base: stack.base,
+        layers: layers.filter(|mount| !leave(mount)).collect(),
+    }
+}
+
 struct Planner<'a> {
     table: &'a MountTable,
     facts: &'a Facts,
@@ -237,6 +249,11 @@ impl Planner<'_> {
         matches!(self.classify(mount), Some(Ours::Replaceable))
     }
 
+    /// Whether it may be taken away.
+    fn is_ours(&self, mount: &Mount) -> bool {
+        matches!(self.classify(mount), Some(Ours::Live | Ours::Replaceable))
+    }
+
     fn shared_with_host(&self, stack: &Stack<'_>) -> Option<Skip> {
         // An event on any mount that carries another one reaches that mount's peers.
         stack
@@ -254,15 +271,7 @@ impl Planner<'_> {
             return Action::Skip(Skip::OutOfReach);
         }
         // The dead layer's own peer group does not matter, only those below it.
-        let carriers = Stack {
-            base: stack.base,
-            layers: stack
-                .layers
-                .iter()
-                .copied()
-                .filter(|mount| !self.is_replaceable(mount))
-                .collect(),
-        };
+        let carriers = carriers(stack, |mount| self.is_replaceable(mount));
         if let Some(skip) = self.shared_with_host(&carriers) {
             return Action::Skip(skip);
         }
@@ -387,99 +396,6 @@ fn in_order(actions: BTreeMap<PathBuf, Action>) -> Vec<Step> {
         steps.push(Step { path, action });
     }
     steps
-}
-
-fn detach(table: &MountTable, facts: &Facts, selection: Option<&Selection>) -> Vec<Step> {
-    let mut steps: Vec<Step> = Vec::new();
-    let mut table = table.clone();
-    // Removing one mount can uncover another of ours; the table shrinks every round.
-    loop {
-        let planner = Planner {
-            table: &table,
-            facts,
-            takeover: false,
-        };
-        let mut gone = BTreeSet::new();
-        for mount in table.mounts() {
-            let path = &mount.mount_point;
-            let wanted = selection.map_or_else(
-                || path.starts_with("/proc") || path.starts_with("/sys"),
-                |selection| selection.contains(path),
-            );
-            let ours = matches!(
-                planner.classify(mount),
-                Some(Ours::Live | Ours::Replaceable)
-            );
-            if !wanted || !ours || !is_visible(&table, mount) {
-                continue;
-            }
-            let stack = table.stack(path);
-            // What is taken away carries nothing: bound from a shared mount of the host, it is
-            // in that mount's peer group.
-            let carriers = Stack {
-                base: stack.base,
-                layers: stack
-                    .layers
-                    .iter()
-                    .copied()
-                    .filter(|mount| {
-                        !matches!(
-                            planner.classify(mount),
-                            Some(Ours::Live | Ours::Replaceable)
-                        )
-                    })
-                    .collect(),
-            };
-            let action = match (stack.base, planner.shared_with_host(&carriers)) {
-                (None, _) => Action::Skip(Skip::OutOfReach),
-                (_, Some(skip)) => Action::Skip(skip),
-                _ => {
-                    gone.insert(mount.id);
-                    Action::Detach {
-                        mounts: vec![mount.id],
-                    }
-                }
-            };
-            let known = steps.iter_mut().find(|step| step.path == *path);
-            match (known, action) {
-                (Some(step), Action::Detach { mounts: more }) => {
-                    if let Action::Detach { mounts } = &mut step.action {
-                        mounts.extend(more);
-                    }
-                }
-                (Some(_), _) => {}
-                (None, action) => steps.push(Step {
-                    path: path.clone(),
-                    action,
-                }),
-            }
-        }
-        if gone.is_empty() {
-            return steps;
-        }
-        table = without(&table, gone);
-    }
-}
-
-/// The table after `gone` were lazily unmounted: what is mounted on them goes too.
-fn without(table: &MountTable, mut gone: BTreeSet<MountId>) -> MountTable {
-    loop {
-        let before = gone.len();
-        for mount in table.mounts() {
-            if gone.contains(&mount.parent) {
-                gone.insert(mount.id);
-            }
-        }
-        if gone.len() == before {
-            break;
-        }
-    }
-    let left = table.mounts().iter();
-    MountTable::new(
-        left.filter(|mount| !gone.contains(&mount.id))
-            .cloned()
-            .collect(),
-    )
 }
 
 /// Whether carrying out `steps` can bring mounts to light that were hidden: a dead mount

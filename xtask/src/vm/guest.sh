@@ -36,6 +36,19 @@ mount_v2() {
     done
 }
 
+# The first CPU quota, cpuset and memory cgroup make the kernel patch its own code (static keys), and
+# the last one that goes patches it back. Emulated CPUs that run this very code may see half of
+# it, and hang. So it is done once, while nothing runs, and stays.
+patch_kernel() {
+    local at
+    for at in /sys/fs/cgroup{,/cpu,/cpuset,/memory,/unified}; do
+        [ -e $at/cgroup.procs ] || continue
+        mkdir $at/kept
+        [ ! -e $at/kept/cpu.max ] || echo "100000 100000" >$at/kept/cpu.max
+        [ ! -e $at/kept/cpu.cfs_quota_us ] || echo 100000 >$at/kept/cpu.cfs_quota_us
+    done
+}
+
 prepare() {
     mount -t tmpfs -o mode=755 tmpfs /run
     mount -t tmpfs -o mode=1777 tmpfs /tmp
@@ -61,6 +74,7 @@ prepare() {
         mount_v2 /sys/fs/cgroup/unified
         ;;
     esac
+    patch_kernel
     mount --make-rshared /
     hostname lxcfs-vm
     ip link set lo up

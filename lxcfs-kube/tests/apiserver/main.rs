@@ -260,9 +260,16 @@ fn installed(runtime: &tokio::runtime::Runtime) -> (Server, Client) {
         "PodDisruptionBudget",
     ];
     for part in [Part::Namespace, Part::AgentLeastPrivilege, Part::Webhook] {
-        for object in part.objects(&options).unwrap() {
+        for mut object in part.objects(&options).unwrap() {
             if later.contains(&object["kind"].as_str().unwrap()) {
                 continue;
+            }
+            // A DaemonSet's `maxSurge` came with 1.22, and no unavailable pod is allowed only with it.
+            let rolling = object.pointer_mut("/spec/updateStrategy/rollingUpdate");
+            if let Some(Value::Object(rolling)) = rolling
+                && rolling.remove("maxSurge").is_some()
+            {
+                rolling.remove("maxUnavailable");
             }
             let created = runtime.block_on(create(&admin, &object));
             created.unwrap_or_else(|error| panic!("{error}\n{object:#}"));
@@ -357,9 +364,6 @@ fn pods_meet_the_webhook_of_the_manifests_on_a_real_server() {
     assert_eq!(volumes(&try_pod("web", &|_| ())), 0);
 
     // Nothing but what the manifests grant was tried.
-    assert!(
-        !one.log().contains("Forbidden") && !one.log().contains("403"),
-        "{}",
-        one.log()
-    );
+    let log = one.log();
+    assert!(!log.to_lowercase().contains("forbidden"), "{log}");
 }

@@ -38,6 +38,8 @@ use crate::{HOLDER_COMM, fd, mount};
 const START_DEADLINE: Duration = Duration::from_secs(10);
 /// The deadline grows no further than this.
 const LONGEST_START: Duration = Duration::from_secs(320);
+/// Readers that have a file open when we are told to stop may read for so long.
+const LAST_READERS_MSEC: u16 = 200;
 /// Stuck workers in a row after which the connection itself is given up.
 const HOPELESS: u32 = 20;
 
@@ -451,6 +453,15 @@ impl Holder {
         }
     }
 
+    /// Where no container has our files any more, a reader may still have one open: the kernel
+    /// ends the connection, and with it the worker, when the last one is closed.
+    fn let_readers_finish(&self) {
+        if let Some(active) = &self.active {
+            let mut one = [PollFd::new(active.pidfd.as_fd(), PollFlags::POLLIN)];
+            let _ended_or_bound = poll(&mut one, LAST_READERS_MSEC);
+        }
+    }
+
     fn finish(mut self, outcome: &Outcome, ready: &mut Option<OwnedFd>) -> ExitCode {
         let _no_manager = self.manager.notify("STOPPING=1", &[]);
         let still_mounted = matches!(
@@ -458,6 +469,9 @@ impl Holder {
             Ok(Some(m)) if m.minor == self.number && m.fs_type == mount::FS_TYPE
         );
         mount::unmount(&self.point, self.number);
+        if matches!(outcome, Outcome::Stop) {
+            self.let_readers_finish();
+        }
         self.retire_survivors();
         let candidate = self
             .upgrade

@@ -186,8 +186,17 @@ fn a_unit_that_is_not_enabled_loses_its_descriptors_by_a_stop_and_the_next_start
     });
 }
 
-/// Name and state of every feature of the daemon in `runtime_dir`.
+/// Name and state of every feature of the daemon in `runtime_dir`, once it knows them.
 fn features(runtime_dir: &str) -> Vec<(String, bool, String)> {
+    let mut known = Vec::new();
+    eventually("the features are known", || {
+        known = features_so_far(runtime_dir);
+        !known.is_empty()
+    });
+    known
+}
+
+fn features_so_far(runtime_dir: &str) -> Vec<(String, bool, String)> {
     let text =
         stdout_of(Command::new(PROGRAM).args(["status", "--json", "--runtime-dir", runtime_dir]));
     let status: serde_json::Value = serde_json::from_str(&text).unwrap();

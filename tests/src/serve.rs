@@ -325,16 +325,23 @@ impl Served {
         }
     }
 
-    /// Worker processes that hold this mount's log open.
+    /// Worker processes of this mount.
     pub fn workers(&self) -> Vec<i32> {
-        let log = self.dir().join("log");
-        let pids = std::fs::read_dir("/proc").into_iter().flatten();
-        pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter(|pid| comm(*pid).as_deref() == Some("lxcfs-worker"))
-            .filter(|pid| {
-                std::fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|path| path == log)
+        let mut all = logging_to(&self.dir().join("log"));
+        all.retain(|pid| comm(*pid).as_deref() == Some("lxcfs-worker"));
+        all
+    }
+
+    /// Waits until one worker serves and another stands by.
+    ///
+    /// # Panics
+    /// When that does not come.
+    pub fn wait_for_both(&self) {
+        eventually("one serves, one stands by", || {
+            self.try_status().is_some_and(|status| {
+                status.number("serving") == 1 && status.number("standby_ready") == 1
             })
-            .collect()
+        });
     }
 
     /// Fails unless readers saw something, and nothing wrong.
@@ -400,6 +407,14 @@ impl Drop for Served {
 pub fn comm(pid: i32) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     Some(text.trim_end().to_owned())
+}
+
+/// Processes whose standard error is the file `log`.
+pub fn logging_to(log: &Path) -> Vec<i32> {
+    let pids = std::fs::read_dir("/proc").into_iter().flatten();
+    pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| std::fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|path| path == log))
+        .collect()
 }
 
 /// The monotonic clock, as the workers read it.

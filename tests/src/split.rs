@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::container::Shape;
-use crate::serve::{Status, comm, eventually};
+use crate::serve::{Status, comm, eventually, logging_to};
 use crate::{Container, Layout, TestCgroup, lxcfs_binary};
 
 /// The user a server runs as; `nobody`.
@@ -111,13 +111,9 @@ impl Server {
 
     /// Workers whose log is this one's.
     pub fn workers(&self) -> Vec<i32> {
-        let pids = fs::read_dir("/proc").into_iter().flatten();
-        pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter(|pid| {
-                fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|path| path == self.log)
-            })
-            .filter(|pid| comm(*pid).is_some() && *pid != self.pid().cast_signed())
-            .collect()
+        let mut all = logging_to(&self.log);
+        all.retain(|pid| comm(*pid).is_some() && *pid != self.pid().cast_signed());
+        all
     }
 }
 

@@ -222,10 +222,7 @@ fn a_standby_goes_on_without_holder_and_worker_whichever_dies_first() {
     let mut served = patient();
     let readers = Readers::start(&served.mount(), 16);
     for round in 0..12 {
-        eventually("one serves, one stands by", || {
-            let status = served.status();
-            status.number("serving") == 1 && status.number("standby_ready") == 1
-        });
+        served.wait_for_both();
         let before = served.status();
         let pid = |key| Pid::from_raw(before.number(key) as i32);
         match round % 3 {
@@ -262,10 +259,7 @@ fn a_standby_goes_on_without_holder_and_worker_whichever_dies_first() {
 #[test]
 fn workers_without_a_holder_end_with_the_mount() {
     let mut served = patient();
-    eventually("one serves, one stands by", || {
-        let status = served.status();
-        status.number("serving") == 1 && status.number("standby_ready") == 1
-    });
+    served.wait_for_both();
     assert_eq!(served.workers().len(), 2);
     served.signal_holder(Signal::SIGKILL);
     served.wait_holder();
